@@ -1,0 +1,1 @@
+"""``blip bench``: what the mesh costs, measured against something that everybody has."""

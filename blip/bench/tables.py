@@ -1,0 +1,160 @@
+"""How the figures look on a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from blip.bench.report import Aim, Figure, Quartiles, Row
+
+#: Columns that every table here fits into; a pipe has no width of its own.
+WIDTH = 120
+
+_MILLI = 1e3
+_MICRO = 1e6
+
+
+def print_tables(tables: Iterable[RenderableType]) -> None:
+    """Print tables on stdout, as wide as they are where that is no terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH)
+    for table in tables:
+        console.print(table)
+
+
+def requests(rows: Sequence[Row]) -> Table:
+    """Return the table of the cases that count requests."""
+    table = _table("requests", "req/s", "x bare", "p50 ms", "added", "p99 ms", "x bare", "CPU µs",
+                   "x bare", "errors")  # fmt: skip
+    for row in rows:
+        of = row.figures
+        table.add_row(
+            row.case,
+            _number(of["rate"].blip),
+            _ratio(of["rate"]),
+            *_time_and_added(of["p50"]),
+            _number(of["p99"].blip, _MILLI),
+            _number(of["p99"].ratio.median),
+            _number(of["cpu"].blip, _MICRO),
+            _ratio(of["cpu"]),
+            _errors(row),
+        )
+    return table
+
+
+def streams(rows: Sequence[Row]) -> Table:
+    """Return the table of the cases that count tokens."""
+    table = _table("streams", "token/s", "x bare", "first ms", "added", "token ms", "added",
+                   "p99 ms", "gap p99", "CPU µs", "x bare", "errors")  # fmt: skip
+    for row in rows:
+        of = row.figures
+        table.add_row(
+            row.case,
+            _number(of["rate"].blip),
+            _number(of["rate"].ratio.median),
+            *_time_and_added(of["first_p50"]),
+            *_time_and_added(of["delay_p50"]),
+            _number(of["delay_p99"].blip, _MILLI),
+            _number(of["gap_p99"].blip, _MILLI),
+            _number(of["cpu"].blip, _MICRO),
+            _number(of["cpu"].ratio.median),
+            _errors(row),
+        )
+    return table
+
+
+def where(rows: Sequence[Row]) -> Table:
+    """Return where blip's CPU time goes: microseconds of a request or token by role."""
+    names = list(dict.fromkeys(name for row in rows for name in row.roles))
+    table = _table("CPU µs of one", *names, "all of blip", "bare", "(generator)")
+    for row in rows:
+        table.add_row(
+            f"{row.case} {'token' if row.streamed else 'request'}",
+            *(_number(row.roles.get(name, math.nan), _MICRO) for name in names),
+            _number(sum(row.roles.values()), _MICRO),
+            _number(row.figures["cpu"].bare, _MICRO),
+            _number(row.generator, _MICRO),
+        )
+    return table
+
+
+def threads(rows: Sequence[Row]) -> Table:
+    """Return the threads that take at least a hundredth of blip's CPU time in some case."""
+    totals = {row.case: sum(row.threads.values()) or math.nan for row in rows}
+    names = {
+        name: share
+        for row in rows
+        for name, seconds in row.threads.items()
+        if (share := seconds / totals[row.case]) >= 0.01
+    }
+    table = _table("% of blip's CPU", *(row.case for row in rows))
+    for name in sorted(names):
+        cells = (row.threads.get(name, 0.0) / totals[row.case] * 100 for row in rows)
+        table.add_row(name, *(_number(cell) for cell in cells))
+    return table
+
+
+def idle(shares: Mapping[str, float]) -> Table:
+    """Return what the roles use while nothing is asked of them, in percent of a core."""
+    table = _table("idle", *shares)
+    table.add_row("% of a core", *(f"{share * 100:.2f}" for share in shares.values()))
+    return table
+
+
+def aims(found: Sequence[Aim]) -> Table:
+    """Return the aims and what was reached."""
+    table = _table("aim", "", "", "reached", "quartiles", "")
+    table.columns[2].justify = "left"
+    for aim in found:
+        q1, median, q3 = (value * aim.scale for value in aim.reached)
+        table.add_row(
+            aim.what,
+            f"{aim.bound} {aim.limit * aim.scale:g}",
+            aim.unit,
+            _number(median),
+            f"{_number(q1)} to {_number(q3)}" if q1 != q3 else "",
+            Text("met", "green") if aim.met else Text("not met", "red"),
+        )
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _number(value: float, scale: float = 1.0) -> str:
+    """Write a number with three significant digits, "-" for NaN."""
+    value *= scale
+    if math.isnan(value):
+        return "-"
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _ratio(figure: Figure) -> str:
+    ratio: Quartiles = figure.ratio
+    if ratio.q1 == ratio.q3:
+        return _number(ratio.median)
+    return f"{_number(ratio.median)} [{_number(ratio.q1)}-{_number(ratio.q3)}]"
+
+
+def _time_and_added(figure: Figure) -> tuple[str, str]:
+    added = figure.added.median * _MILLI
+    sign = "+" if added > 0 else ""
+    return _number(figure.blip, _MILLI), f"{sign}{_number(added)}"
+
+
+def _errors(row: Row) -> Text:
+    count = sum(row.errors.values())
+    return Text(str(count), "red" if count else "")

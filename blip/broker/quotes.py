@@ -1,0 +1,234 @@
+"""What an attempt would cost, in seconds, and where it costs least.
+
+Nothing here changes anything. All of it reads what :mod:`blip.broker.index` keeps up to date.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import NamedTuple
+
+from blip.broker.ledger import Key
+from blip.broker.settings import Settings
+from blip.broker.sites import Candidate, DeviceRecord, Group, Site, State
+
+
+class Quote(NamedTuple):
+    """What one attempt would cost at one candidate, in seconds.
+
+    ``others`` is what it costs everybody else: the device does nothing else while it loads, what
+    is evicted must be loaded again, and an attempt slows its neighbours as much as they slow it.
+    Without it a burst would load the same model everywhere to spare each task a little crowding.
+    """
+
+    candidate: Candidate
+    wait: float
+    service: float
+    load: float
+    others: float
+    #: How many times slower than alone it would run.
+    slowdown: float
+    #: Whether it may go there now; else it would have to wait in the broker.
+    room: bool
+    #: Whether replicas that are at work must become idle and go first.
+    drain: bool = False
+    #: Replicas that would be evicted.
+    victims: tuple[Site, ...] = ()
+
+    @property
+    def cost(self) -> float:
+        """The sum; the least wins."""
+        return self.wait + self.service + self.load + self.others
+
+    @property
+    def finish(self) -> float:
+        """Seconds until the attempt is done."""
+        return self.wait + self.service + self.load
+
+
+class _Eviction(NamedTuple):
+    """Replicas that must go, the seconds until all of them are idle, whether any is at work."""
+
+    victims: tuple[Site, ...] = ()
+    wait: float = 0.0
+    drain: bool = False
+
+
+_NOTHING = _Eviction()
+
+
+class Quotes:
+    """Quotes for candidates, under given settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def best(
+        self,
+        group: Group,
+        units: float,
+        exclude: Collection[str],
+        now: float,
+        seen: list[Candidate],
+    ) -> Quote | None:
+        """Return the least cost, or None if no candidate could ever take it as things stand.
+
+        ``seen`` collects the candidates that came into question, for the record.
+        """
+        least = math.inf
+        chosen: Candidate | None = None
+        for key, _, candidate in group.open:
+            cost = units * key
+            if cost >= least:
+                break
+            site = candidate.site
+            if exclude and site.device.node.id in exclude:
+                continue
+            if site.ready_at > now:
+                cost += site.ready_at - now
+            seen.append(candidate)
+            if cost < least:
+                least, chosen = cost, candidate
+        bound = units * group.fastest
+        for key, _, candidate in group.full:
+            if key - now + bound >= least:
+                break
+            site = candidate.site
+            if exclude and site.device.node.id in exclude:
+                continue
+            start = max(until(site.free_at, now) + site.queue, site.ready_at - now)
+            cost = start + units * candidate.weight
+            seen.append(candidate)
+            if cost < least:
+                least, chosen = cost, candidate
+        best = None
+        for key, _, candidate in group.cold:
+            if key + bound >= least:
+                break
+            if key + units * candidate.weight >= least:
+                continue
+            if exclude and candidate.site.device.node.id in exclude:
+                continue
+            quote = self.quote(candidate, units, now)
+            if quote is not None:
+                seen.append(candidate)
+                if quote.cost < least:
+                    least, best = quote.cost, quote
+        if best is None and chosen is not None:
+            best = self.quote(chosen, units, now)
+        return best
+
+    def quickest(
+        self, group: Group, units: float, exclude: Collection[str], now: float
+    ) -> Quote | None:
+        """Return the quote that finishes first, whatever it costs others. Weighs everyone."""
+        quotes = [
+            quote
+            for shelf in group.shelves
+            for _, _, candidate in shelf
+            if candidate.site.device.node.id not in exclude
+            and (quote := self.quote(candidate, units, now)) is not None
+        ]
+        return min(quotes, key=lambda quote: quote.finish, default=None)
+
+    def quote(
+        self, candidate: Candidate, units: float, now: float, claimant: Key | None = None
+    ) -> Quote | None:
+        """Predict one attempt at one candidate; None if the model cannot fit there at present.
+
+        A device that a ticket has claimed has no room for anyone but the ``claimant``.
+        """
+        site = candidate.site
+        device = site.device
+        attempts = site.account.load
+        limit = site.slots
+        claimed = device.claim is not None and device.claim != claimant
+        room = site.barred_until <= now and not claimed
+        wait = load = others = 0.0
+        eviction = _NOTHING
+        if site.state is State.COLD:
+            found = self._evict(site, now)
+            if found is None:
+                return None
+            eviction = found
+            wait = eviction.wait
+            room = room and not eviction.drain
+            load = site.load
+            others = load + sum(victim.load for victim in eviction.victims)
+        elif site.state is State.READY:
+            limit += self._settings.prefetch
+        if attempts >= site.slots or not room:
+            wait = max(wait, until(site.free_at, now) if site.free_at else 0.0) + site.queue
+        if site.state is State.LOADING:
+            load = max(0.0, site.ready_at - now - wait)
+        slowdown = 1.0 if eviction.drain else site.slowdown(self._settings.crowding)
+        alone = units * candidate.rate
+        service = alone * slowdown
+        # What an attempt suffers from its neighbours it also does to them. And an ailing device
+        # may fail half-way: at health 0.5 expect to do the same again elsewhere.
+        health = device.info.health
+        risk = service * (1 / health - 1) if 0 < health < 1 else 0.0
+        return Quote(
+            candidate,
+            wait,
+            service,
+            load,
+            others + service - alone + risk,
+            slowdown,
+            room and attempts < limit,
+            eviction.drain,
+            eviction.victims,
+        )
+
+    def fits(self, site: Site, now: float) -> bool:
+        """Whether the model is on the device or could be, if need be once others are done."""
+        return site.state is not State.COLD or self._evict(site, now) is not None
+
+    def obtainable(self, device: DeviceRecord) -> int:
+        """Bytes that a model could have if all of ours on that device went."""
+        ours = sum(site.memory for site in device.warm.values())
+        return max(0, device.free + ours - self._settings.headroom)
+
+    def _evict(self, site: Site, now: float) -> _Eviction | None:
+        """Find what would have to go for a cold site to be loaded; None if that is not enough."""
+        device = site.device
+        short = site.model.memory + self._settings.headroom - device.free
+        if short <= 0 or site.model.memory <= 0 or device.info.memory_total <= 0:
+            return _NOTHING  # a device that does not tell its size: the load itself decides
+        # Idle ones first: the one unused for longest, and cheap to reload before dear. Then those
+        # at work, the one that is done first before the others.
+        order = []
+        for other in device.warm.values():
+            idle = other.state is State.READY and not other.account.load and not other.tickets
+            delay = 0.0 if idle else max(_busy_for(other, now), 1e-3)
+            order.append((delay, other.last_used, other.load, other))
+        order.sort(key=lambda item: item[:3])
+        victims: list[Site] = []
+        wait = 0.0
+        for delay, _, _, other in order:
+            if short <= 0:
+                break
+            if other.memory > 0:
+                victims.append(other)
+                short -= other.memory
+                wait = delay
+        return None if short > 0 else _Eviction(tuple(victims), wait, wait > 0)
+
+
+def until(at: float, now: float) -> float:
+    """Seconds until something predicted for ``at``.
+
+    What is overdue takes, as far as anyone can know, as long again as it is late: just past its
+    time it is about to end, long past its time it is probably stuck.
+    """
+    return abs(at - now)
+
+
+def _busy_for(site: Site, now: float) -> float:
+    """Seconds until a replica has done what it was given and is loaded."""
+    ends = site.account.ends
+    last = until(ends[-1], now) if ends else 0.0
+    if site.account.external:
+        last = max(last, site.typical)
+    return max(last, site.ready_at - now)

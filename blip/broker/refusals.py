@@ -1,0 +1,134 @@
+"""Why an attempt cannot be placed, in words that say what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+
+from blip.broker.quotes import Quote, Quotes
+from blip.broker.registry import NodeRecord, Status
+from blip.broker.sites import Candidate, Group, Lane
+from blip.errors import (
+    BlipError,
+    DeadlineExceeded,
+    ModelLoadFailed,
+    ModelNotFound,
+    NoCapacity,
+    NoNode,
+    Overloaded,
+    Unavailable,
+)
+
+#: Bounds of Retry-After, in seconds: sooner is no use, and who is told to come back later than in
+#: a minute does not come back.
+RETRY_SOONEST, RETRY_LATEST = 1.0, 60.0
+
+
+def unknown(
+    kind: str, model: str, groups: Mapping[Lane, Group], nodes: Iterable[NodeRecord]
+) -> BlipError | None:
+    """Nobody serves the model for that kind. None if a node that just joined may."""
+    nodes = [node for node in nodes if node.connected]
+    if not nodes:
+        return NoNode("no node is connected to this mesh")
+    if any(node.status is Status.JOINED for node in nodes):
+        return None
+    kinds = sorted({lane[0] for lane in groups if lane[1] == model})
+    if kinds:
+        return ModelNotFound(
+            f"'{model}' does not serve '{kind}'; it serves {', '.join(kinds)}",
+            details={"kinds": kinds},
+        )
+    near = difflib.get_close_matches(model, sorted({name for of, name in groups if of == kind}))
+    guess = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    return ModelNotFound(f"no node serves '{model}' for '{kind}'{guess}", details={"near": near})
+
+
+def unplaceable(
+    group: Group, exclude: Collection[str], quotes: Quotes, now: float
+) -> BlipError | None:
+    """The model is known, but no candidate can take it. None if that may pass by itself."""
+    members = list(group.members.values())
+    left = [c for c in members if c.site.device.node.id not in exclude]
+    if not left:
+        count = len({c.site.device.node.id for c in members})
+        nodes = "the only node that serves" if count == 1 else f"all {count} nodes that serve"
+        return Unavailable(
+            f"{nodes} '{group.model}' refused or failed this task", details={"excluded": count}
+        )
+    if any(c.site.device.node.status in (Status.JOINED, Status.SUSPECT) for c in left):
+        return None
+    allowed = [c for c in left if c.allowed]
+    if not allowed:
+        kinds = sorted({c.site.device.info.kind for c in left})
+        return NoCapacity(
+            f"the broker's settings keep '{group.kind}' off the devices that have "
+            f"'{group.model}' ({', '.join(kinds)})"
+        )
+    staying = [c for c in allowed if not _draining(c)]
+    if not staying:
+        return Unavailable(f"every node that serves '{group.model}' is draining")
+    healthy = [c for c in staying if c.site.device.info.health > 0]
+    if not healthy:
+        return Unavailable(f"no device that has '{group.model}' is healthy")
+    if any(c.site.eligible and quotes.fits(c.site, now) for c in healthy):
+        return None
+    broken = [c for c in healthy if not c.site.eligible]
+    if len(broken) == len(healthy):
+        first = min(broken, key=lambda c: c.site.model.retry_in).site
+        return ModelLoadFailed(
+            f"'{group.model}' cannot be loaded: {first.model.error}",
+            retry_after=_retry(first.model.retry_in),
+        )
+    return _too_large(group, [c for c in healthy if c.site.eligible], quotes)
+
+
+def late(earliest: float, deadline: float) -> BlipError:
+    """The deadline, in seconds from now, will pass before the work can be done."""
+    return DeadlineExceeded(
+        f"this would take {earliest:.1f} s at least, and only {deadline:.1f} s are left",
+        details={"earliest_finish": round(earliest, 3), "deadline": round(deadline, 3)},
+    )
+
+
+def expired(waited: float) -> BlipError:
+    """The deadline passed while the attempt waited."""
+    return DeadlineExceeded(
+        f"the deadline passed after {waited:.1f} s in the queue", details={"waited": waited}
+    )
+
+
+def overloaded(waiting: int, quote: Quote | None, otherwise: float) -> BlipError:
+    """The queue is full. Retry-After is when the work ahead, as the ledger has it, is done."""
+    retry = _retry(otherwise if quote is None else quote.wait)
+    return Overloaded(
+        f"every suitable device is busy and {waiting} tasks wait already",
+        retry_after=retry,
+        details={"waiting": waiting},
+    )
+
+
+def _too_large(group: Group, candidates: list[Candidate], quotes: Quotes) -> BlipError:
+    need = max(candidate.site.model.memory for candidate in candidates)
+    best = max((c.site.device for c in candidates), key=quotes.obtainable)
+    free = quotes.obtainable(best)
+    return NoCapacity(
+        f"'{group.model}' needs {_size(need)} on a device; the most that one can give is "
+        f"{_size(free)} ({best.info.name} of {best.node.name or best.node.id})",
+        hint="Free memory on that device, add a larger one, or use a smaller model.",
+        details={"need": need, "best_free": free, "node": best.node.id, "device": best.info.id},
+    )
+
+
+def _draining(candidate: Candidate) -> bool:
+    advert = candidate.site.device.node.advert
+    return advert is not None and advert.draining
+
+
+def _retry(seconds: float) -> float:
+    return round(min(max(seconds, RETRY_SOONEST), RETRY_LATEST), 1)
+
+
+def _size(size: int) -> str:
+    gib = size / 1024**3
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{size / 1024**2:.0f} MiB"

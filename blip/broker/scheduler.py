@@ -1,0 +1,542 @@
+"""Where each attempt runs.
+
+Events come in as calls, commands go out as return values: nothing here waits or sends. For every
+attempt the candidate with the least ``wait + service + load`` (and cost to others) in seconds
+wins, see :mod:`blip.broker.quotes`. If the best one has no room, the attempt becomes a ticket and
+waits for it here, see :mod:`blip.broker.tickets`.
+
+A ticket remembers where it would run if everything went as predicted, its plan, and the plan
+counts as work ahead of whoever comes later. When a device is freed, the first ticket in rank that
+gains by it takes it, whether or not that was the plan; every tick makes the plans anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from blip.broker import refusals
+from blip.broker.decisions import Decision, Decisions
+from blip.broker.index import Index
+from blip.broker.ledger import Lease, Ledger
+from blip.broker.quotes import Quote, Quotes
+from blip.broker.rates import Rates
+from blip.broker.registry import Admission, Change, Hearing, Registry, Status
+from blip.broker.settings import Settings
+from blip.broker.sites import Candidate, DeviceRecord, Lane, Site, State
+from blip.broker.tickets import Ticket, Tickets, rank
+from blip.errors import BlipError, Unavailable
+from blip.protocol import messages
+from blip.protocol.messages import Advert, Deny, Grant, Place, Release
+
+#: A message and the gateway it goes to.
+Command = tuple[str, Grant | Deny]
+
+#: Alternatives to the chosen candidate whose costs are kept with a decision. Quoting them is most
+#: of what remembering costs, and the runners-up are what one asks about.
+RUNNERS_UP = 3
+
+#: The least and the most work that is believed of one attempt, in units.
+UNITS_MIN, UNITS_MAX = 1e-6, 1e12
+
+#: A run cannot have taken longer than its lease has existed; clocks and rounding get this much.
+CLOCK_SLACK = 1.0
+
+#: How a gateway's CANCEL ends a lease that was granted a moment before.
+WITHDRAWN = "withdrawn"
+
+
+class Scheduler:
+    """Decides. The registry, ledger and rates it is given are its own to write from then on.
+
+    Until ``settled_at`` what cannot be placed waits instead of being denied: after a broker's
+    start, gateways ask before all nodes are back.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        ledger: Ledger,
+        rates: Rates,
+        settled_at: float = -math.inf,
+    ) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.ledger = ledger
+        self.rates = rates
+        self.index = Index(settings, ledger, rates)
+        self.tickets = Tickets(settings)
+        self._quotes = Quotes(settings)
+        self._decisions = Decisions(settings.decisions)
+        self._settled_at = settled_at
+
+    # --- nodes ------------------------------------------------------------------------------
+
+    def node_hello(
+        self,
+        node_id: str,
+        incarnation: int,
+        name: str,
+        host: str,
+        endpoints: list[str],
+        now: float,
+    ) -> Admission:
+        """Admit a node. A newer incarnation voids what the older one held.
+
+        Tickets that wait for it keep waiting: it is about to advertise.
+        """
+        admission = self.registry.hello(node_id, incarnation, name, host, endpoints, now)
+        if admission is Admission.REJECTED:
+            return admission
+        if admission is Admission.SUPERSEDED:
+            self._vacate(self.ledger.revoke_node(node_id), now)
+        node = self.registry.get(node_id)
+        if node is not None and node.placeable:
+            self.index.sync(node, now)
+        else:
+            self.index.suspend(node_id)
+        return admission
+
+    def advert(self, node_id: str, advert: Advert, now: float) -> list[Command] | None:
+        """Take a node's advert; None if it is a stranger's: answer GOODBYE(unknown_epoch)."""
+        hearing = self.registry.advert(node_id, advert, now)
+        node = self.registry.get(node_id)
+        if node is None:
+            return None
+        if hearing is Hearing.STALE:
+            return []
+        lost, changed = self.ledger.reconcile(node_id, advert)
+        worse, better = self.index.sync(node, now, changed)
+        self._vacate(lost, now)
+        commands = self._replan(self._stranded(), now) if worse else []
+        return commands + self._serve(better, now)
+
+    def node_heard(self, node_id: str, now: float) -> list[Command]:
+        """Note any other sign of life of a node."""
+        return self._follow(self.registry.heard(node_id, now), now)
+
+    def node_unreachable(self, node_id: str, now: float) -> list[Command]:
+        """The transport cannot reach a node: its leases are revoked at once."""
+        return self._follow(self.registry.unreachable(node_id, now), now)
+
+    def node_goodbye(self, node_id: str, now: float) -> list[Command]:
+        """A node leaves in good order."""
+        return self._follow(self.registry.goodbye(node_id, now), now)
+
+    # --- gateways ---------------------------------------------------------------------------
+
+    def gateway_hello(
+        self, gateway: str, leases: Iterable[messages.Lease], now: float
+    ) -> list[Command]:
+        """Bring the ledger in line with what a gateway says that it holds.
+
+        Leases that it does not list are over. Its tickets keep their place, in case that it asks
+        again; a PLACE for an attempt that waits already changes nothing.
+        """
+        reports = {(report.task, report.attempt): report for report in leases}
+        over = [lease for lease in self.ledger.of_gateway(gateway) if lease.key not in reports]
+        for lease in over:
+            self.ledger.release(*lease.key, gateway, now)
+        self._vacate(over, now)
+        for report in reports.values():
+            self._adopt(gateway, report, now)
+        # What looked like other people's work may be what was just adopted.
+        for node_id in {report.node for report in reports.values()}:
+            node = self.registry.get(node_id)
+            if node is not None and node.advert is not None and node.status is Status.READY:
+                _, changed = self.ledger.reconcile(node_id, node.advert, fresh=False)
+                self.index.sync(node, now, changed)
+        return self._serve(self._devices_of(over), now)
+
+    def gateway_lost(self, gateway: str, now: float) -> list[Command]:
+        """A gateway is gone, or has started anew: nothing of what it held or asked is left."""
+        for ticket in [ticket for ticket in self.tickets if ticket.gateway == gateway]:
+            self._dequeue(ticket)
+        over = self.ledger.revoke_gateway(gateway)
+        self._vacate(over, now)
+        return self._serve(self._devices_of(over), now)
+
+    # --- attempts ---------------------------------------------------------------------------
+
+    def place(self, place: Place, gateway: str, now: float) -> Grant | Deny | None:
+        """Decide where an attempt runs; None means that it waits as a ticket.
+
+        Asking again for what is granted or waits already gives the same answer again.
+        """
+        lease = self.ledger.get(place.task, place.attempt)
+        if lease is not None:
+            if lease.gateway == gateway:
+                return self._grant_of(lease)
+            return self._deny(place, Unavailable("another gateway holds this attempt"), now)
+        if self.tickets.get(place.task, place.attempt) is not None:
+            return None
+        lane = (place.kind, place.model)
+        units = min(max(place.units, UNITS_MIN), UNITS_MAX)
+        left = place.deadline if place.deadline > 0 else math.inf
+        seen: list[Candidate] = []
+        quote = self._choose(lane, units, place.exclude, left, now, seen)
+        compared: tuple[Quote, ...] = ()
+        if quote is None:
+            error = self._refusal(lane, place.exclude, now)
+            if error is not None:
+                return self._deny(place, error, now)
+        else:
+            compared = self._compare(quote, seen, units, now)
+            earliest = self._earliest(lane, quote)
+            if earliest > left:
+                return self._deny(place, refusals.late(earliest, left), now, compared)
+            # With tickets planned there it is not the newcomer's turn.
+            if quote.room and not quote.candidate.site.tickets:
+                return self._grant(place, gateway, units, quote, now, compared)
+        if self.tickets.full(place.priority):
+            patience = self.registry.liveness.lost_after
+            error = refusals.overloaded(len(self.tickets), quote, patience)
+            return self._deny(place, error, now, compared)
+        ticket = Ticket(
+            place,
+            gateway,
+            enqueued=now,
+            deadline=now + left,
+            rank=rank(place.priority, now, now + left, self.settings),
+            exclude=frozenset(place.exclude),
+            units=units,
+        )
+        self.tickets.add(ticket)
+        if quote is not None:
+            self._plan(ticket, quote, now)
+        self._decisions.add(now, place, "wait", compared)
+        return None
+
+    def release(self, gateway: str, release: Release, now: float) -> list[Command]:
+        """End a lease, learn from it, and let tickets have what it freed.
+
+        Of a ticket that still waits it is a withdrawal; anything else unknown is ignored.
+        """
+        lease = self.ledger.release(release.task, release.attempt, gateway, now)
+        if lease is None:
+            ticket = self.tickets.get(release.task, release.attempt)
+            if ticket is None or ticket.gateway != gateway:
+                return []
+            claimed = [] if ticket.claim is None else [ticket.claim]
+            self._dequeue(ticket)
+            return self._serve(claimed, now)
+        site = self.index.find(lease.account)
+        if site is None:
+            return []
+        if release.outcome in ("done", "cancelled"):
+            self._learn(lease, release, site, now)
+        self.index.vacate(site, now)
+        if release.outcome == "refused" and self.settings.refusal_pause > 0:
+            self.index.bar(site, now + self.settings.refusal_pause)
+        return self._serve([site.device], now)
+
+    def withdraw(self, gateway: str, task: bytes, attempt: int, now: float) -> list[Command]:
+        """Forget an attempt, whether it waits or was granted a moment ago. Idempotent."""
+        return self.release(gateway, Release(task, attempt, WITHDRAWN), now)
+
+    def tick(self, now: float) -> list[Command]:
+        """Draw the consequences of time: silence, expiry, deadlines, predictions gone wrong.
+
+        Call it several times a second.
+        """
+        commands = self._follow(self.registry.tick(now), now)
+        self._vacate(self.ledger.expire(now), now)
+        self.index.unbar(now)
+        if not self.tickets:
+            return commands
+        for ticket in self.tickets.expired(now):
+            self._dequeue(ticket)
+            error = refusals.expired(now - ticket.enqueued)
+            commands.append((ticket.gateway, self._deny(ticket.place, error, now)))
+        tickets = dict.fromkeys(self.tickets.first(self.settings.lookahead))
+        tickets.update(dict.fromkeys(self._stranded()))
+        return commands + self._replan(tickets, now)
+
+    # --- asking -----------------------------------------------------------------------------
+
+    def explain(self, task: bytes) -> list[Decision]:
+        """Return the remembered decisions about a task, oldest first."""
+        return self._decisions.of(task)
+
+    def decisions(self, count: int = 50) -> list[Decision]:
+        """Return the last decisions, newest first."""
+        return self._decisions.last(count)
+
+    def stats(self, now: float) -> dict[str, Any]:
+        """Return counts for STATS and metrics; ``oldest_ticket`` is in seconds."""
+        statuses = [node.status.value for node in self.registry.nodes()]
+        return {
+            "leases": len(self.ledger),
+            "tickets": len(self.tickets),
+            "oldest_ticket": max((now - t.enqueued for t in self.tickets), default=0.0),
+            "nodes": {status: statuses.count(status) for status in dict.fromkeys(statuses)},
+        }
+
+    # --- choosing ---------------------------------------------------------------------------
+
+    def _choose(
+        self,
+        lane: Lane,
+        units: float,
+        exclude: Collection[str],
+        left: float,
+        now: float,
+        seen: list[Candidate],
+    ) -> Quote | None:
+        """Return the best quote; one that meets the deadline ``left`` seconds off if need be."""
+        group = self.index.groups.get(lane)
+        if group is None:
+            return None
+        quote = self._quotes.best(group, units, exclude, now, seen)
+        if quote is not None and self._earliest(lane, quote) > left:
+            quickest = self._quotes.quickest(group, units, exclude, now)
+            if quickest is not None and quickest.finish < quote.finish:
+                return quickest
+        return quote
+
+    def _earliest(self, lane: Lane, quote: Quote) -> float:
+        """Seconds until it is done, as far as known: nobody is refused on a first guess."""
+        return quote.finish if self.rates.knows(*lane) else quote.wait
+
+    def _compare(
+        self, chosen: Quote, seen: list[Candidate], units: float, now: float
+    ) -> tuple[Quote, ...]:
+        """Return the chosen quote and the runners-up, for the record."""
+        others = [c for c in seen[: RUNNERS_UP + 1] if c is not chosen.candidate][:RUNNERS_UP]
+        quotes = (self._quotes.quote(candidate, units, now) for candidate in others)
+        return (chosen, *(quote for quote in quotes if quote is not None))
+
+    def _refusal(self, lane: Lane, exclude: Collection[str], now: float) -> BlipError | None:
+        """Say why nothing can ever take it as things stand; None if waiting may help."""
+        if now < self._settled_at:
+            return None
+        group = self.index.groups.get(lane)
+        if group is None:
+            return refusals.unknown(*lane, self.index.groups, self.registry.nodes())
+        return refusals.unplaceable(group, exclude, self._quotes, now)
+
+    # --- granting, waiting, denying ---------------------------------------------------------
+
+    def _grant(
+        self,
+        place: Place,
+        gateway: str,
+        units: float,
+        quote: Quote,
+        now: float,
+        compared: tuple[Quote, ...],
+    ) -> Grant:
+        site = quote.candidate.site
+        lease = self.ledger.grant(
+            task=place.task,
+            attempt=place.attempt,
+            gateway=gateway,
+            kind=place.kind,
+            units=units,
+            account=site.account,
+            now=now,
+            wait=quote.wait,
+            service=quote.service,
+            load=quote.load,
+            slowdown=quote.slowdown,
+            cold=site.state is State.COLD,
+        )
+        self.index.occupy(quote, now)
+        self._decisions.add(now, place, "grant", compared)
+        return self._grant_of(lease)
+
+    def _grant_of(self, lease: Lease) -> Grant:
+        account = lease.account
+        node = self.registry.get(account.node)
+        return Grant(
+            lease.task,
+            lease.attempt,
+            account.node,
+            0 if node is None else node.incarnation,
+            account.device,
+            lease.wait,
+            lease.service,
+            lease.load,
+        )
+
+    def _deny(
+        self, place: Place, error: BlipError, now: float, compared: tuple[Quote, ...] = ()
+    ) -> Deny:
+        code, text, details = error.to_wire()
+        self._decisions.add(now, place, "deny", compared, code)
+        return Deny(place.task, place.attempt, code, text, details)
+
+    def _plan(self, ticket: Ticket, quote: Quote, now: float) -> None:
+        """Expect the ticket to run there; let it claim the device if it has waited enough."""
+        site = quote.candidate.site
+        ticket.site, ticket.seconds = site, quote.service
+        ticket.cost, ticket.planned_at = quote.cost, now
+        self.index.plan(site, ticket.seconds)
+        # To rent or to buy: as long as waiting has cost less than swapping models would, others
+        # go on using what is loaded. Afterwards the device drains for this ticket. So it costs at
+        # most twice what it would have cost had we known the future, and nobody starves.
+        swap = site.load + sum(victim.load for victim in quote.victims)
+        device = site.device
+        if quote.drain and device.claim is None and now - ticket.enqueued >= swap:
+            ticket.claim = device
+            self.index.claim(device, ticket.key, now + quote.finish)
+
+    def _unplan(self, ticket: Ticket) -> None:
+        if ticket.claim is not None:
+            self.index.claim(ticket.claim, None)
+            ticket.claim = None
+        if ticket.site is not None:
+            self.index.unplan(ticket.site, ticket.seconds)
+            ticket.site, ticket.cost = None, math.inf
+
+    def _dequeue(self, ticket: Ticket) -> None:
+        self._unplan(ticket)
+        self.tickets.remove(ticket)
+
+    # --- tickets ----------------------------------------------------------------------------
+
+    def _serve(self, devices: Iterable[DeviceRecord], now: float) -> list[Command]:
+        """Offer devices that were freed to the tickets that could use them, best rank first."""
+        commands: list[Command] = []
+        for device in devices if self.tickets else ():
+            key = device.key
+            candidates: dict[Lane, Candidate] = {}
+            for lane in self.tickets.lanes():
+                group = self.index.groups.get(lane)
+                candidate = None if group is None else group.members.get(key)
+                if candidate is not None and candidate.shelf is not None:
+                    candidates[lane] = candidate
+            for ticket in self.tickets.first_of(candidates, self.settings.lookahead):
+                grant = self._offer(candidates[ticket.lane], ticket, now)
+                if grant is not None:
+                    commands.append((ticket.gateway, grant))
+        return commands
+
+    def _offer(self, candidate: Candidate, ticket: Ticket, now: float) -> Grant | None:
+        """Grant a candidate to a ticket if it has room and the ticket gains by it."""
+        site = candidate.site
+        device = site.device
+        if site.account.load >= site.slots + self.settings.prefetch:
+            return None
+        if device.node.id in ticket.exclude:
+            return None
+        elsewhere = math.inf
+        if ticket.site is not site:
+            # What is left of the cost there; a wait that should be over is over.
+            elsewhere = max(ticket.cost - (now - ticket.planned_at), ticket.seconds)
+            at_least = ticket.units * candidate.weight
+            if site.state is State.COLD:
+                at_least += 2 * site.load
+            if at_least >= elsewhere:
+                return None
+        quote = self._quotes.quote(candidate, ticket.units, now, ticket.key)
+        if quote is None or not quote.room or quote.cost >= elsewhere:
+            return None
+        return self._promote(ticket, quote, now)
+
+    def _promote(self, ticket: Ticket, quote: Quote, now: float) -> Grant:
+        """Turn a ticket into a lease."""
+        self._dequeue(ticket)
+        return self._grant(ticket.place, ticket.gateway, ticket.units, quote, now, (quote,))
+
+    def _replan(self, tickets: Iterable[Ticket], now: float) -> list[Command]:
+        """Plan tickets anew, in order of rank; some are granted or denied by it."""
+        commands: list[Command] = []
+        order = sorted(tickets, key=lambda ticket: (ticket.rank, ticket.number))
+        for ticket in order:
+            self._unplan(ticket)
+        for ticket in order:
+            left = ticket.deadline - now
+            quote = self._choose(ticket.lane, ticket.units, ticket.exclude, left, now, [])
+            error = None
+            if quote is None:
+                error = self._refusal(ticket.lane, ticket.exclude, now)
+            elif quote.room:
+                commands.append((ticket.gateway, self._promote(ticket, quote, now)))
+                continue
+            elif quote.service > left and self.rates.knows(*ticket.lane):
+                # Even the wait ending now would not save it.
+                error = refusals.late(quote.service, left)
+            if error is not None:
+                self._dequeue(ticket)
+                commands.append((ticket.gateway, self._deny(ticket.place, error, now)))
+            elif quote is not None:
+                self._plan(ticket, quote, now)
+        return commands
+
+    def _stranded(self) -> list[Ticket]:
+        """Return the tickets without a plan, or with one that cannot come true."""
+        return [t for t in self.tickets if t.site is None or not t.site.eligible]
+
+    # --- what events have in common ---------------------------------------------------------
+
+    def _follow(self, changes: list[Change], now: float) -> list[Command]:
+        """Act on changes of nodes' statuses."""
+        if not changes:
+            return []
+        healed: list[DeviceRecord] = []
+        for node, _, after in changes:
+            if after is Status.READY:
+                self.index.sync(node, now)
+                healed += self.index.devices(node.id)
+            elif after is Status.SUSPECT:
+                self.index.suspend(node.id)
+            elif after is Status.LOST:
+                self.ledger.revoke_node(node.id)
+                self.index.drop(node.id)
+            elif after is Status.GONE:
+                self.ledger.forget_node(node.id)
+                self.index.drop(node.id)
+        return self._replan(self._stranded(), now) + self._serve(healed, now)
+
+    def _adopt(self, gateway: str, report: messages.Lease, now: float) -> None:
+        device = (report.node, report.device)
+        group = self.index.groups.get((report.kind, report.model))
+        member = None if group is None else group.members.get(device)
+        if member is None:
+            rate = self.rates.seconds_per_unit(report.kind, report.model, device, 1.0)
+        else:
+            rate = member.rate
+        units = min(max(report.units, UNITS_MIN), UNITS_MAX)
+        known = self.ledger.get(report.task, report.attempt)
+        lease = self.ledger.adopt(gateway, report._replace(units=units), units * rate, now)
+        ticket = self.tickets.get(*lease.key)
+        if ticket is not None:
+            self._dequeue(ticket)
+        site = self.index.find(lease.account)
+        if known is None and site is not None:
+            self.index.refresh(site)
+
+    def _vacate(self, leases: Iterable[Lease], now: float) -> None:
+        """Take over that these leases were struck out."""
+        for lease in leases:
+            site = self.index.find(lease.account)
+            if site is not None:
+                self.index.vacate(site, now)
+
+    def _devices_of(self, leases: Iterable[Lease]) -> list[DeviceRecord]:
+        sites = (self.index.find(lease.account) for lease in leases)
+        return list(dict.fromkeys(site.device for site in sites if site is not None))
+
+    def _learn(self, lease: Lease, release: Release, site: Site, now: float) -> None:
+        """Feed the rates with what the run really took."""
+        age = now - lease.granted_at + CLOCK_SLACK
+        device = site.device
+        # Only who started a load saw all of it.
+        if lease.cold and release.load <= age:
+            self.rates.observe_load(device.key, site.model.load_bytes, release.load)
+        if not 0 < release.run <= age:
+            return
+        # The company it kept: halfway between what it met and what it left.
+        slowdown = (lease.slowdown + site.slowdown(self.settings.crowding)) / 2
+        model, speed = site.model.name, device.info.speed
+        seconds = release.run / slowdown
+        news = self.rates.observe(lease.kind, model, device.key, speed, release.units, seconds)
+        group = self.index.groups.get((lease.kind, model))
+        if group is None:
+            return
+        for candidate in group.members.values() if news else (group.members.get(device.key),):
+            if candidate is not None:
+                self.index.rerate(candidate)

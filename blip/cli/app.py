@@ -1,0 +1,310 @@
+"""The verbs and their options. Bodies import what they need, so that ``--help`` stays instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_OPTIONS: dict[str, Any] = {
+    "no_args_is_help": True,
+    # plain help: rich would cost as much again as everything else that --help imports
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "add_completion": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+app = typer.Typer(
+    **_OPTIONS,
+    help="Idle GPU machines as one endpoint that speaks the OpenAI API.",
+    epilog="Exit codes: 1 failure, 2 wrong usage or configuration, 3 no gateway reached, "
+    "130 interrupted. --debug or BLIP_DEBUG=1 shows tracebacks.",
+)
+config_app = typer.Typer(**_OPTIONS, help="Show and check the settings.")
+key_app = typer.Typer(**_OPTIONS, help="Make API keys.")
+bench_app = typer.Typer(**_OPTIONS, help="Measure this machine's mesh.")
+app.add_typer(config_app, name="config")
+app.add_typer(key_app, name="key")
+app.add_typer(bench_app, name="bench")
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="Configuration file (TOML)."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Set one setting, such as gateway.port=8002."
+    ),
+]
+#: How one blip process hands its settings to another; not for people.
+ConfigJson = Annotated[Path | None, typer.Option("--config-json", hidden=True)]
+Url = Annotated[
+    str | None, typer.Option("--url", envvar="BLIP_URL", metavar="URL", help="The gateway.")
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="BLIP_API_KEY", metavar="KEY", help="API key, if it asks."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model of `blip models`.")]
+
+
+@app.callback()
+def _everywhere(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    # main() has taken --debug out of the arguments already; it stands here for --help
+    pass
+
+
+# --- roles ----------------------------------------------------------------------------------
+
+
+@app.command()
+def up(
+    nodes: Annotated[int, typer.Option("--nodes", "-n", min=1, max=64, help="Nodes.")] = 1,
+    port: Annotated[
+        int | None, typer.Option("--port", "-p", min=0, max=65535, help="The gateway's port.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, max=64, help="Gateway processes.")
+    ] = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show what the roles log.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Run a whole mesh on this machine."""
+    from blip.cli import settings, up
+
+    loaded = settings.read(config, set_, {"gateway.port": port, "gateway.processes": processes})
+    return up.up(loaded.config, nodes, stream=verbose, as_json=json)
+
+
+@app.command()
+def gateway(
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", "-p", min=0, max=65535, help="Port to listen on.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, max=64, help="Processes on that port.")
+    ] = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    config_json: ConfigJson = None,
+) -> int:
+    """Run a gateway: the HTTP side of a mesh."""
+    from blip.cli import roles
+
+    flags = {"gateway.host": host, "gateway.port": port, "gateway.processes": processes}
+    return roles.gateway(roles.settings_of(config_json, config, set_, flags))
+
+
+@app.command()
+def broker(config: ConfigFile = None, set_: Set = None, config_json: ConfigJson = None) -> int:
+    """Run a broker: it knows the nodes and places tasks."""
+    from blip.cli import roles
+
+    return roles.broker(roles.settings_of(config_json, config, set_, {}))
+
+
+@app.command()
+def node(
+    name: Annotated[str | None, typer.Option("--name", help="Display name.")] = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    config_json: ConfigJson = None,
+) -> int:
+    """Run a node: it offers this machine to a mesh."""
+    from blip.cli import roles
+
+    return roles.node(roles.settings_of(config_json, config, set_, {"node.name": name}))
+
+
+# --- use ------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    model: Model,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="What to say; without it: a conversation."),
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text itself: no chat, no template.")
+    ] = False,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1)] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-t", min=0, max=2, help="0: no chance.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same answer.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="Stop before this text; up to 4 times.")
+    ] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> int:
+    """Ask a model. Text that is piped in goes with the prompt."""
+    from blip.cli import ask
+
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop}
+    request = ask.Request(
+        model, system, raw, {name: value for name, value in sampling.items() if value is not None}
+    )
+    return ask.run(request, prompt, url, api_key, as_json=json)
+
+
+@app.command()
+def embed(
+    model: Model,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; else lines of stdin.")
+    ] = None,
+    dimensions: Annotated[int | None, typer.Option("--dimensions", min=1)] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> int:
+    """Embed texts and show how near they are to each other."""
+    from blip.cli import ask
+
+    return ask.embed(model, texts, dimensions, url, api_key, as_json=json)
+
+
+@app.command()
+def models(url: Url = None, api_key: ApiKey = None, json: Json = False) -> int:
+    """List the models that the mesh serves."""
+    from blip.cli import views
+
+    return views.models(url, api_key, as_json=json)
+
+
+@app.command()
+def status(url: Url = None, api_key: ApiKey = None, json: Json = False) -> int:
+    """Show the nodes, their devices and what is loaded."""
+    from blip.cli import views
+
+    return views.status(url, api_key, as_json=json)
+
+
+@app.command()
+def ps(url: Url = None, api_key: ApiKey = None, json: Json = False) -> int:
+    """List the tasks in flight, and those that have just ended."""
+    from blip.cli import views
+
+    return views.ps(url, api_key, as_json=json)
+
+
+# --- settings -------------------------------------------------------------------------------
+
+
+@config_app.command("show")
+def config_show(
+    key: Annotated[
+        str | None, typer.Argument(metavar="[KEY]", help="Only this section or key.")
+    ] = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    json: Json = False,
+) -> int:
+    """Print every setting with its value and where that came from. Secrets are masked."""
+    from blip.cli import settings
+
+    return settings.show(settings.read(config, set_), key, as_json=json)
+
+
+@config_app.command("path")
+def config_path(config: ConfigFile = None, json: Json = False) -> int:
+    """Print which configuration file is read, and where one is looked for."""
+    from blip.cli import settings
+
+    return settings.path(config, as_json=json)
+
+
+@config_app.command("check")
+def config_check(config: ConfigFile = None, set_: Set = None, json: Json = False) -> int:
+    """Check all settings and list everything that is wrong."""
+    from blip.cli import settings
+
+    return settings.check(config, set_, as_json=json)
+
+
+@key_app.command("new")
+def key_new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")],
+    json: Json = False,
+) -> int:
+    """Make an API key. It is shown this once; only its hash goes into the configuration."""
+    from blip.cli import settings
+
+    return settings.new_key(name, as_json=json)
+
+
+# --- help yourself --------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(config: ConfigFile = None, set_: Set = None, json: Json = False) -> int:
+    """Check what this machine can and cannot do."""
+    from blip.cli import doctor
+
+    return doctor.doctor(config, set_, as_json=json)
+
+
+@app.command()
+def demo(
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Stay up at http://127.0.0.1:8001 afterwards.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show what the roles log.")
+    ] = False,
+) -> int:
+    """Try a mesh of two nodes and check its answers."""
+    from blip.cli import demo
+
+    return demo.demo(keep=keep, stream=verbose)
+
+
+@bench_app.command("overhead")
+def bench_overhead(
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, max=100, help="Interleaved rounds.")
+    ] = 5,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.2, max=60, help="Length of one visit.")
+    ] = 1.0,
+    cases: Annotated[
+        str, typer.Option("--cases", metavar="NAMES", help="Only these, such as echo-64,idle.")
+    ] = "",
+    profile: Annotated[bool, typer.Option("--profile", help="CPU time of each thread.")] = False,
+    json: Json = False,
+) -> int:
+    """Compare the whole path of an echo with a bare HTTP server."""
+    from blip.bench import overhead
+
+    return overhead.main(rounds=rounds, seconds=seconds, cases=cases, as_json=json, profile=profile)
+
+
+@app.command()
+def version(json: Json = False) -> int:
+    """Print the version."""
+    import platform
+
+    from blip import __version__
+    from blip.cli import render
+
+    if json:
+        render.print_json({"blip": __version__, "python": platform.python_version()})
+    else:
+        print(f"blip {__version__} (Python {platform.python_version()})")
+    return 0

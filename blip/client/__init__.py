@@ -1,0 +1,33 @@
+"""The Python SDK: :class:`Blip` blocks, :class:`AsyncBlip` does not; otherwise they are the same.
+
+with Blip() as blip:
+    print(blip.chat("smollm2", "What is the capital of France?").text)
+"""
+
+from __future__ import annotations
+
+from blip.client.aio import DEFAULT_URL, AsyncBlip, Messages, TextStream
+from blip.client.answers import (
+    EchoAnswer,
+    EmbeddingAnswer,
+    GatewayUnreachable,
+    ModelInfo,
+    Origin,
+    TextAnswer,
+)
+from blip.client.sync import Blip, SyncTextStream
+
+__all__ = [
+    "DEFAULT_URL",
+    "AsyncBlip",
+    "Blip",
+    "EchoAnswer",
+    "EmbeddingAnswer",
+    "GatewayUnreachable",
+    "Messages",
+    "ModelInfo",
+    "Origin",
+    "SyncTextStream",
+    "TextAnswer",
+    "TextStream",
+]

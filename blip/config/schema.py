@@ -1,0 +1,326 @@
+"""The settings themselves: one model a section, a description on every field.
+
+Values are strict (``port = "80"`` is an error, not a port) and frozen. The descriptions are what
+docs/configuration.md and ``blip config show --help`` print.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+
+def _folder(variable: str, fallback: str) -> Path:
+    """Return blip's folder below an XDG base directory (freedesktop.org's basedir spec)."""
+    base = os.environ.get(variable, "")
+    # the specification says that a relative path there is to be ignored
+    return (Path(base) if base.startswith("/") else Path.home() / fallback) / "blip"
+
+
+def default_state_dir() -> Path:
+    """What a machine may lose without losing work: sockets, logs, the embedded store's files."""
+    return _folder("XDG_STATE_HOME", ".local/state")
+
+
+def default_data_dir() -> Path:
+    """What is expensive to make or fetch again: models."""
+    return _folder("XDG_DATA_HOME", ".local/share")
+
+
+def default_config_file() -> Path:
+    """The user's own configuration file, which need not exist."""
+    return _folder("XDG_CONFIG_HOME", ".config") / "blip.toml"
+
+
+def _absolute(value: Path) -> Path:
+    return value.expanduser().absolute()
+
+
+def _not_empty(value: Any) -> Any:
+    if value == "":
+        raise ValueError("expected a folder; leave the key out for the default")
+    return value
+
+
+_ENDPOINT = re.compile(r"tcp://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.*-]+):(?:\*|\d{1,5})|ipc://.+")
+
+
+def _mesh_id(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", value):
+        raise ValueError("expected at most 63 lower-case letters, digits, '-' and '_'")
+    return value
+
+
+def _store_url(value: str) -> str:
+    if value and not value.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("expected a URL that begins with redis://, rediss:// or unix://")
+    return value
+
+
+def _size(value: Any) -> Any:
+    try:
+        return TypeAdapter(ByteSize).validate_python(value)
+    except ValidationError:
+        raise ValueError('expected a size in bytes, or text such as "8MiB"') from None
+
+
+def _endpoint(value: str) -> str:
+    if not _ENDPOINT.fullmatch(value):
+        raise ValueError("expected an endpoint such as 'tcp://127.0.0.1:7411' or 'ipc:///path'")
+    port = value.rpartition(":")[2]
+    if value.startswith("tcp://") and port != "*" and int(port) > 65535:
+        raise ValueError(f"port {port} is over 65535")
+    return value
+
+
+def _sha256(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError(
+            "expected the key's sha256 as 64 lower-case hex digits (`blip key new` prints it)"
+        )
+    return value
+
+
+#: A folder; ``~`` is the home folder, relative paths start at the working directory.
+Folder = Annotated[
+    Path, Field(strict=False), BeforeValidator(_not_empty), AfterValidator(_absolute)
+]
+#: Bytes; from a number, or text with a unit.
+Size = Annotated[ByteSize, BeforeValidator(_size)]
+#: A ZeroMQ endpoint; ``*`` as its port lets the system choose one.
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+#: The hash of an API key. The keys themselves are never stored.
+KeyHash = Annotated[str, AfterValidator(_sha256)]
+#: A duration in seconds.
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are errors, values are strict and cannot change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class MeshConfig(Section):
+    """The mesh this machine belongs to."""
+
+    id: Annotated[str, AfterValidator(_mesh_id)] = Field(
+        default="default",
+        description="Name of the mesh. Roles with different names do not see each other.",
+    )
+    state_dir: Folder = Field(
+        default_factory=default_state_dir,
+        description="Folder for sockets, logs and the embedded store's files.",
+    )
+
+
+class StoreConfig(Section):
+    """Redis or Valkey: discovery and results. No synchronous request waits for it."""
+
+    url: Annotated[str, AfterValidator(_store_url)] = Field(
+        default="",
+        description="URL of the server (redis://, rediss://, unix://). Empty: an embedded one in "
+        "mesh.state_dir is started or adopted.",
+        json_schema_extra={"secret": "url"},
+    )
+
+
+class BrokerConfig(Section):
+    """The role that knows the nodes and places tasks."""
+
+    bind: Endpoint = Field(
+        default="tcp://127.0.0.1:7411", description="Where nodes and gateways connect to."
+    )
+    ipc: bool = Field(
+        default=True,
+        description="Also listen on a Unix socket below mesh.state_dir, for roles on this machine.",
+    )
+    queue_limit: int = Field(
+        default=1024,
+        ge=0,
+        description="Tasks that may wait for a device before new ones get a 429.",
+    )
+    heartbeat: Seconds = Field(
+        default=1.0, description="Seconds between two signs of life on a link."
+    )
+    suspect_after: Seconds = Field(
+        default=3.0, description="Seconds of silence after which a node gets no new tasks."
+    )
+    lost_after: Seconds = Field(
+        default=10.0, description="Seconds of silence after which a node's tasks are placed again."
+    )
+
+    @model_validator(mode="after")
+    def _order(self) -> BrokerConfig:
+        if not self.heartbeat < self.suspect_after < self.lost_after:
+            raise ValueError(
+                "heartbeat, suspect_after and lost_after must grow in this order; they are "
+                f"{self.heartbeat:g}, {self.suspect_after:g} and {self.lost_after:g}"
+            )
+        return self
+
+
+class GatewayConfig(Section):
+    """The role that clients talk to over HTTP."""
+
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to listen on. A public one needs api_keys.",
+    )
+    port: int = Field(
+        default=8001, ge=0, le=65535, description="Port to listen on; 0 lets the system choose."
+    )
+    processes: int = Field(
+        default=1, ge=1, le=64, description="Gateway processes that share the port."
+    )
+    api_keys: dict[str, KeyHash] = Field(
+        default_factory=dict,
+        description="Accepted API keys: name = sha256 of the key in hex; `blip key new NAME` "
+        "makes both. None: every client on this machine is let in.",
+        json_schema_extra={"secret": "map"},
+    )
+    body_limit: Size = Field(
+        default=ByteSize(8 * 1024 * 1024),
+        gt=0,
+        description='Largest request body, in bytes or as "8MiB"; a larger one gets a 413.',
+    )
+    request_timeout: Seconds = Field(
+        default=600.0,
+        description="Seconds until a request fails with a 504, queueing and loading included.",
+    )
+    brokers: list[Endpoint] = Field(
+        default_factory=list,
+        description="Brokers to connect to. Empty: those that the store knows, else broker.bind.",
+    )
+
+
+class StaticDevice(Section):
+    """A device that the hardware cannot be asked about; blip believes what is written here."""
+
+    id: str = Field(min_length=1, description="Identifies the device on its node.")
+    name: str = Field(min_length=1, description="Display name.")
+    memory: Size | None = Field(
+        default=None, gt=0, description='Memory for models, in bytes or as "24GiB".'
+    )
+    speed: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Speed relative to other devices; unset: that of the node.",
+    )
+
+
+class NodeConfig(Section):
+    """The role that runs models on this machine."""
+
+    name: str = Field(
+        default="",
+        max_length=64,
+        description="Display name of the node. Empty: the machine's host name.",
+    )
+    bind: Endpoint = Field(
+        default="tcp://127.0.0.1:*", description="Where gateways and other nodes connect to."
+    )
+    data_dir: Folder = Field(
+        default_factory=default_data_dir, description="Folder for models in the form blip serves."
+    )
+    brokers: list[Endpoint] = Field(
+        default_factory=list,
+        description="Brokers to connect to. Empty: those that the store knows, else broker.bind.",
+    )
+    nvml: bool = Field(default=True, description="Offer the NVIDIA GPUs that NVML reports.")
+    cpu: Literal["auto", "on", "off"] = Field(
+        default="auto", description="Offer the CPU as a device; auto: only where there is no GPU."
+    )
+    devices: list[StaticDevice] = Field(
+        default_factory=list,
+        description="Devices to offer besides those found: id, name, memory, speed.",
+    )
+    find_models: bool = Field(
+        default=True,
+        description="Offer the models found in the Hugging Face cache of this machine.",
+    )
+    downloads: bool = Field(
+        default=False, description="Allow this node to download models that are not on its disk."
+    )
+    speed: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Speed of this node relative to others, until the broker has measured it.",
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Free-form facts about the node, shown by `blip status`."
+    )
+
+
+class ModelConfig(Section):
+    """A model that nodes started with this configuration offer."""
+
+    source: str = Field(
+        min_length=1,
+        description="Where its files are: a folder, a .gguf file, `hf:org/name[@revision]`, "
+        "`package:distribution[/path]` for weights that an installed Python package ships, "
+        "or `builtin:echo`.",
+    )
+    kinds: list[str] = Field(
+        default_factory=list, description="What it is for. Empty: what its files say."
+    )
+    slots: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests that one replica runs at a time; unset: the runtime's choice.",
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto",
+        description="Number format of the weights; auto: the files' own where the device has it.",
+    )
+    context: int | None = Field(
+        default=None, ge=1, description="Context window in tokens; unset: the model's own."
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads a replica may use; unset: shared out among replicas.",
+    )
+    preload: bool = Field(
+        default=False, description="Load it when the node starts, not at the first request."
+    )
+
+
+class LogConfig(Section):
+    """What the roles write to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least important level to write."
+    )
+    format: Literal["text", "json"] = Field(
+        default="text", description="One line of text or of JSON."
+    )
+
+
+class Config(Section):
+    """All settings; what every role's ``main`` takes."""
+
+    mesh: MeshConfig = Field(default_factory=MeshConfig)
+    store: StoreConfig = Field(default_factory=StoreConfig)
+    broker: BrokerConfig = Field(default_factory=BrokerConfig)
+    gateway: GatewayConfig = Field(default_factory=GatewayConfig)
+    node: NodeConfig = Field(default_factory=NodeConfig)
+    models: dict[str, ModelConfig] = Field(default_factory=dict)
+    log: LogConfig = Field(default_factory=LogConfig)

@@ -1,0 +1,40 @@
+"""Assembles the aiohttp application; owns no logic of its own."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from blip.gateway.api import Api
+from blip.gateway.exchange import Gateway
+from blip.gateway.handler import make_expect_handler, make_handler
+from blip.gateway.mesh import Mesh
+from blip.gateway.routes import about, chat, completions, echo, embeddings, health, models
+from blip.gateway.routes import mesh as mesh_routes
+from blip.gateway.settings import GatewaySettings
+
+
+def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
+    """Return the HTTP face of ``mesh``.
+
+    Run it with ``handler_cancellation=True``: a client that goes away then cancels its tasks.
+    """
+    operations = (
+        *chat.OPERATIONS,
+        *completions.OPERATIONS,
+        *embeddings.OPERATIONS,
+        *models.OPERATIONS,
+        *mesh_routes.OPERATIONS,
+        *echo.OPERATIONS,
+        *health.operations(metrics_open=settings.metrics_open),
+        *about.OPERATIONS,
+    )
+    api = Api(operations, secured=bool(settings.api_keys))
+    gateway = Gateway(mesh, settings, api)
+    expect = make_expect_handler(gateway)
+    app = web.Application(client_max_size=settings.body_limit)
+    for operation in (*operations, about.UNKNOWN):
+        handler = make_handler(gateway, operation)
+        app.router.add_route(operation.method, operation.path, handler, expect_handler=expect)
+        if operation.method == "GET":
+            app.router.add_route("HEAD", operation.path, handler, expect_handler=expect)
+    return app

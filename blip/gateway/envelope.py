@@ -1,0 +1,82 @@
+"""The one writer of errors: OpenAI's envelope, with a hint and the request's id."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict
+
+from blip.errors import BlipError, InvalidRequest, NotFound
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class MethodNotAllowed(NotFound):
+    """The path exists, the method does not."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is declared to be something other than JSON."""
+
+    code = "unsupported_media_type"
+    status = 415
+
+
+class ExpectationFailed(InvalidRequest):
+    """The ``Expect`` header asks for something other than ``100-continue``."""
+
+    code = "expectation_failed"
+    status = 417
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, and what to do next."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    message: str
+    type: str
+    param: str | None
+    """The request field at fault."""
+    code: str
+    """Stable; match on this."""
+    hint: str | None
+    request_id: str
+
+
+class ErrorEnvelope(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+def error_json(error: BlipError, request_id: str) -> str:
+    """Return the envelope of ``error`` as JSON text on one line."""
+    detail: dict[str, Any] = {
+        "message": error.message,
+        "type": error.openai_type,
+        "param": error.param,
+        "code": error.code,
+        "hint": error.hint or None,
+        "request_id": request_id,
+    }
+    return _encode({"error": detail})
+
+
+def error_response(error: BlipError, request_id: str) -> web.Response:
+    """Return the HTTP response for ``error``."""
+    response = web.Response(
+        text=error_json(error, request_id), status=error.status, content_type="application/json"
+    )
+    if error.retry_after is not None:
+        # the header knows whole seconds only; rounding down would invite a second refusal
+        response.headers["Retry-After"] = str(max(0, math.ceil(error.retry_after)))
+    if isinstance(error, MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(error.details["allow"])
+    return response

@@ -1,0 +1,88 @@
+"""The one layer between aiohttp and an operation: ids, keys, bodies, errors, metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import HttpVersion11, web
+
+from blip.errors import BlipError
+from blip.gateway.api import Operation
+from blip.gateway.body import check_length, read_body
+from blip.gateway.envelope import ExpectationFailed, error_response
+from blip.gateway.exchange import Exchange, Gateway
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+#: nginx's status for a client that went away; nobody reads it but the metrics.
+_CLIENT_GONE = 499
+
+
+def make_handler(gateway: Gateway, operation: Operation) -> Handler:
+    """Return the aiohttp handler of ``operation``.
+
+    It wraps at registration; aiohttp's middlewares would wrap at every request.
+    """
+    metrics = gateway.metrics
+    settings = gateway.settings
+    run, body, route = operation.handler, operation.body, operation.template
+    keyring = None if operation.public else gateway.keyring
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        begun = time.perf_counter()
+        headers = request.headers
+        exchange = Exchange(gateway, request, gateway.request_id(headers.get("X-Request-ID")))
+        metrics.in_flight += 1
+        status = _CLIENT_GONE
+        response: web.StreamResponse
+        try:
+            try:
+                if keyring is not None:
+                    exchange.tenant = keyring.tenant(headers.get("Authorization"))
+                if body is None:
+                    response = await run(exchange)
+                else:
+                    response = await run(
+                        exchange, await read_body(request, body, settings.body_limit)
+                    )
+                status = response.status
+            except Exception as error:
+                if exchange.client_gone():
+                    # a plain return: aiohttp would log a raised error and answer nobody
+                    return web.Response(status=_CLIENT_GONE)
+                response = error_response(exchange.failure(error), exchange.request_id)
+                status = response.status
+            if not response.prepared:
+                exchange.stamp(response.headers)
+            return response
+        finally:
+            exchange.close()
+            metrics.in_flight -= 1
+            metrics.requests[route, str(status)].observe(time.perf_counter() - begun)
+
+    return serve
+
+
+def make_expect_handler(
+    gateway: Gateway,
+) -> Callable[[web.Request], Awaitable[web.Response | None]]:
+    """Return what answers ``Expect: 100-continue``: a body that is too large is never sent."""
+
+    async def expect(request: web.Request) -> web.Response | None:
+        try:
+            if request.headers["Expect"].lower() != "100-continue":
+                raise ExpectationFailed("The only expectation that can be met is '100-continue'.")
+            check_length(request, gateway.settings.body_limit)
+        except BlipError as error:
+            request_id = gateway.request_id(request.headers.get("X-Request-ID"))
+            response = error_response(error, request_id)
+            response.headers["X-Request-ID"] = request_id
+            return response
+        if request.version == HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # aiohttp takes bytes written for a response under way unless told otherwise
+            request.writer.output_size = 0
+        return None
+
+    return expect

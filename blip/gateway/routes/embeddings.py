@@ -1,0 +1,155 @@
+"""``POST /v1/embeddings``: texts in, vectors out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import math
+import sys
+from array import array
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from aiohttp import web
+from pydantic import BaseModel, Field
+
+from blip.errors import RuntimeFailed
+from blip.gateway.api import Operation
+from blip.gateway.exchange import Exchange
+from blip.gateway.fields import Ignored, Request
+from blip.gateway.routes.failures import TEXT_FAILURES
+from blip.gateway.sampling import TokenId
+from blip.kinds.embedding import EMBEDDING, EmbeddingInput
+from blip.protocol.messages import Payload
+
+#: Texts a request, as OpenAI has it.
+_MAX_TEXTS = 2048
+
+#: Numbers that are written as JSON between two breaths of the event loop, about 2 ms.
+_NUMBERS_A_BREATH = 8192
+
+TokenText = Annotated[list[TokenId], Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class EmbeddingRequest(Request):
+    """Texts to embed: text or token ids, one or several."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    """A name from GET /v1/models."""
+    input: (
+        Text
+        | TokenText
+        | Annotated[list[Text], Field(min_length=1, max_length=_MAX_TEXTS)]
+        | Annotated[list[TokenText], Field(min_length=1, max_length=_MAX_TEXTS)]
+    )
+    """One text, one list of token ids, or a list of either."""
+    encoding_format: Literal["float", "base64"] | None = None
+    """Numbers, or the base64 of little-endian float32; float by default."""
+    dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """Numbers a vector, for models that allow to cut it short."""
+    user: Annotated[str | None, Ignored()] = None
+
+    def task(self) -> EmbeddingInput:
+        """Return the input of the task."""
+        single = isinstance(self.input, str) or isinstance(self.input[0], int)
+        texts = [self.input] if single else self.input
+        return EmbeddingInput(texts=texts, dimensions=self.dimensions)  # type: ignore[arg-type]
+
+
+class Embedding(BaseModel):
+    """One vector: numbers, or the base64 of little-endian float32."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens that a request used."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(BaseModel):
+    """The vectors, in the order of the texts."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+def rows(payload: Payload, count: int) -> Iterator[memoryview]:
+    """Cut the raw result into ``count`` vectors of little-endian float32, without copying.
+
+    Raises :class:`~blip.errors.RuntimeFailed` if it cannot be that many.
+    """
+    view = memoryview(payload).cast("B")
+    size, rest = divmod(len(view), count)
+    if rest or size == 0 or size % 4:
+        raise RuntimeFailed(f"The node sent {len(view)} bytes, which are not {count} vectors.")
+    return (view[start : start + size] for start in range(0, len(view), size))
+
+
+def numbers(row: memoryview) -> str:
+    """Write one vector as a JSON array; nine digits tell every float32 from its neighbours.
+
+    Raises :class:`~blip.errors.RuntimeFailed` for what JSON has no word for.
+    """
+    values = array("f", bytes(row))
+    if sys.byteorder == "big":
+        values.byteswap()
+    if not math.isfinite(sum(values)):
+        raise RuntimeFailed("The model returned a vector that is not finite.")
+    return f"[{','.join(['%.9g'] * len(values))}]" % tuple(values)
+
+
+async def create(exchange: Exchange, body: EmbeddingRequest) -> web.StreamResponse:
+    """Embed texts.
+
+    All texts of a request make one task. With encoding_format base64 the vectors travel as they
+    are; as numbers they take three times the bytes.
+    """
+    task = body.task()
+    exchange.start(EMBEDDING, body.model, [task])
+    ((_, answer),) = await exchange.results()
+    vectors: list[str] = []
+    written = 0
+    for row in rows(answer.payload, len(task.texts)):
+        if body.encoding_format == "base64":
+            vectors.append(f'"{base64.b64encode(row).decode()}"')
+            continue
+        vectors.append(numbers(row))
+        written += len(row) // 4
+        if written > _NUMBERS_A_BREATH:
+            written = 0
+            await asyncio.sleep(0)
+    tokens = answer.usage.get("prompt_tokens", 0)
+    data = ",".join(
+        f'{{"object":"embedding","index":{index},"embedding":{vector}}}'
+        for index, vector in enumerate(vectors)
+    )
+    usage = EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
+    return web.Response(
+        text=f'{{"object":"list","data":[{data}],"model":{json.dumps(body.model)},'
+        f'"usage":{usage.model_dump_json()}}}',
+        content_type="application/json",
+    )
+
+
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/v1/embeddings",
+        create,
+        "Embed texts",
+        "text",
+        body=EmbeddingRequest,
+        answer=EmbeddingList,
+        errors=TEXT_FAILURES,
+        example={"model": "minilm", "input": ["a river", "a bank"]},
+    ),
+)

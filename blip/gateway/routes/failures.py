@@ -1,0 +1,37 @@
+"""Which errors a route that runs tasks may answer with; declared for its OpenAPI entry."""
+
+from __future__ import annotations
+
+from blip.errors import (
+    BlipError,
+    Cancelled,
+    ContextTooLong,
+    DeadlineExceeded,
+    ModelLoadFailed,
+    ModelNotFound,
+    NoCapacity,
+    NodeLost,
+    NoNode,
+    Overloaded,
+    RuntimeFailed,
+    Unavailable,
+    WorkerCrashed,
+)
+
+#: Errors of every route that runs a task.
+TASK_FAILURES: tuple[type[BlipError], ...] = (
+    ModelNotFound,
+    Overloaded,
+    Cancelled,
+    RuntimeFailed,
+    NodeLost,
+    WorkerCrashed,
+    Unavailable,
+    NoNode,
+    NoCapacity,
+    ModelLoadFailed,
+    DeadlineExceeded,
+)
+
+#: Errors of every route that runs a model with a context window.
+TEXT_FAILURES: tuple[type[BlipError], ...] = (*TASK_FAILURES, ContextTooLong)

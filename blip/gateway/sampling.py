@@ -1,0 +1,107 @@
+"""What chat and completion requests share: how tokens are chosen, and how much comes back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from blip.errors import InvalidRequest
+from blip.gateway.fields import Ignored, Request
+
+#: Choices of one prompt. OpenAI allows 128; here each is a task of its own on the mesh.
+MAX_CHOICES = 16
+
+#: Token ids and bias keys: no vocabulary is near this, and it travels in 32 bits.
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Stop = Annotated[str, Field(min_length=1)]
+
+
+class StreamOptions(Request):
+    """What a stream carries besides the answer."""
+
+    include_usage: bool | None = None
+    """Whether the last chunk says how many tokens were used."""
+    include_obfuscation: Annotated[bool | None, Ignored()] = None
+
+
+class SamplingRequest(Request):
+    """Fields of OpenAI's chat and completion requests that mean the same in both."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    """A name from GET /v1/models."""
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """Most tokens of one answer."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """0 takes the likeliest token always, 1 (the default) samples as the model was trained."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Sample from the likeliest tokens that make up this much probability; 1 by default."""
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    """Sample from this many likeliest tokens; 0 or -1 for all. vLLM's, not OpenAI's."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Above 1 makes tokens less likely that were there before. vLLM's, not OpenAI's."""
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Makes tokens less likely the more often they were generated."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Makes tokens less likely once they were generated."""
+    logit_bias: dict[TokenId, Bias] | None = None
+    """Token id to a number from -100 to 100 that is added to its logit."""
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    """Texts, at most four, before which an answer ends."""
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    """Makes sampling repeatable, as far as the devices that may serve it agree."""
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    """Answers a prompt; 1 by default."""
+    stream: bool | None = None
+    """Whether to send the answer piece by piece, as server-sent events."""
+    stream_options: StreamOptions | None = None
+    """Only with stream."""
+    user: Annotated[str | None, Ignored()] = None
+
+    def check(self, at: str = "") -> None:
+        """Raise :class:`~blip.errors.InvalidRequest` for what the types alone do not say."""
+        super().check(at)
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest(
+                "'stream_options' needs 'stream': true.", param=at + "stream_options"
+            )
+
+    @property
+    def choices(self) -> int:
+        """How many answers a prompt gets."""
+        return self.n or 1
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def sampling(self, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
+        """Return the keyword arguments of a :class:`~blip.kinds.text.TextInput`."""
+        given = {name: getattr(self, name) for name in _SHARED & self.model_fields_set}
+        found = {name: value for name, value in given.items() if value is not None}
+        if "stop" in found and isinstance(self.stop, str):
+            found["stop"] = [self.stop]
+        if found.get("top_k") == -1:
+            found["top_k"] = 0
+        if max_tokens is not None:
+            found["max_tokens"] = max_tokens
+        if logprobs is not None:
+            found["logprobs"] = logprobs
+        return found
+
+
+_SHARED = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "top_k",
+        "repetition_penalty",
+        "frequency_penalty",
+        "presence_penalty",
+        "logit_bias",
+        "stop",
+        "seed",
+    }
+)

@@ -1,0 +1,394 @@
+"""Every message of the protocol, as it stands on the wire.
+
+A message is a named tuple whose fields are in wire order. Those about a task begin with ``task``
+and ``attempt``. New fields go to the end, with a default: an older peer ignores what it does not
+know, a newer one fills in what is missing. Renaming a field is free, moving one breaks the wire;
+``tests/vectors`` holds the bytes.
+
+Times are seconds, sizes are bytes. Durations travel, points in time never do: clocks differ.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+#: A task's id: the gateway's random prefix and a counter. 16 bytes on the wire.
+TASK_ID_BYTES = 16
+
+#: Large or opaque bytes: a frame of its own on the wire when it pays, see the codec.
+Payload = bytes | memoryview
+
+
+# --- what adverts are made of ---------------------------------------------------------------
+
+
+class Device(NamedTuple):
+    """A GPU, or the CPU, of a node. ``None`` means that the hardware does not tell."""
+
+    id: str
+    kind: str
+    name: str
+    memory_total: int
+    memory_free: int
+    utilization: float | None = None
+    temperature: float | None = None
+    power: float | None = None
+    #: Speed relative to other devices, a prior until rates are learned.
+    speed: float = 1.0
+    #: Bytes a second from disk to the device, measured by loads; None before the first.
+    load_bandwidth: float | None = None
+    #: 1 healthy to 0 unusable.
+    health: float = 1.0
+    #: Seconds since the sample was taken.
+    age: float = 0.0
+
+
+class Replica(NamedTuple):
+    """A model on a device. ``state`` is one of ``loading``, ``ready``, ``stopping``, ``failed``."""
+
+    model: str
+    device: str
+    state: str
+    slots: int
+    active: int = 0
+    queued: int = 0
+    memory: int = 0
+    #: Of loading, 0 to 1.
+    progress: float = 1.0
+    #: Seconds the load took, or has taken so far.
+    load_seconds: float = 0.0
+    error: str = ""
+
+
+class Model(NamedTuple):
+    """A model that a node can run, loaded or not."""
+
+    name: str
+    kinds: list[str]
+    #: Device memory it needs, in bytes; 0 for none.
+    memory: int = 0
+    #: Bytes read from disk to load it.
+    load_bytes: int = 0
+    slots: int = 1
+    #: Context window in tokens, where the kind has one.
+    context: int | None = None
+    #: Why it cannot be loaded here, if that is known.
+    error: str = ""
+    #: Seconds before a load may be tried again after ``error``.
+    retry_in: float = 0.0
+
+
+class Running(NamedTuple):
+    """An attempt that a node holds, queued or running."""
+
+    task: bytes
+    attempt: int
+
+
+class Lease(NamedTuple):
+    """A lease as its gateway reports it to a broker that forgot it."""
+
+    task: bytes
+    attempt: int
+    node: str
+    device: str
+    model: str
+    kind: str
+    units: float
+    age: float
+
+
+# --- links ----------------------------------------------------------------------------------
+
+
+class Hello(NamedTuple):
+    """The dialling side introduces itself; always sequence number 0."""
+
+    role: str
+    id: str
+    incarnation: int
+    low: int
+    high: int
+    #: Counts this dialler's greetings; WELCOME repeats it, so that late ones are told apart.
+    greeting: int = 0
+    name: str = ""
+    #: Identifies the machine, so that peers on one machine can use its faster sockets.
+    host: str = ""
+    endpoints: list[str] = []  # noqa: RUF012  (defaults of a NamedTuple are never mutated)
+    features: list[str] = []  # noqa: RUF012
+    #: What a gateway holds; a broker that restarted adopts them.
+    leases: list[Lease] = []  # noqa: RUF012
+
+
+class Welcome(NamedTuple):
+    """The listening side accepts and says how the link is run."""
+
+    version: int
+    id: str
+    #: The listener's incarnation: a new one means that everything before is forgotten.
+    epoch: int
+    heartbeat: float
+    suspect_after: float
+    lost_after: float
+    greeting: int = 0
+
+
+class Goodbye(NamedTuple):
+    """The link ends, for a reason with a stable code and a sentence a person can act on."""
+
+    code: str
+    text: str
+
+
+class Ping(NamedTuple):
+    """Are you there?"""
+
+    nonce: int
+
+
+class Pong(NamedTuple):
+    """Yes."""
+
+    nonce: int
+
+
+class Info(NamedTuple):
+    """Who are you? An empty body asks, any other answers."""
+
+    body: dict[str, Any]
+
+
+class Stats(NamedTuple):
+    """What have you counted? An empty body asks, any other answers."""
+
+    body: dict[str, Any]
+
+
+# --- capacity -------------------------------------------------------------------------------
+
+
+class Advert(NamedTuple):
+    """A node's full statement of its capacity; the node's heartbeat. Never a delta."""
+
+    number: int
+    draining: bool
+    devices: list[Device]
+    models: list[Model]
+    replicas: list[Replica]
+    running: list[Running]
+
+
+class NodeEntry(NamedTuple):
+    """A node as gateways are told of it. ``status`` is ``ready``, ``suspect`` or ``lost``."""
+
+    id: str
+    incarnation: int
+    name: str
+    host: str
+    endpoints: list[str]
+    status: str
+    advert: Advert
+
+
+class Nodes(NamedTuple):
+    """The broker's node table: all of it after WELCOME (``reset``), then what changed."""
+
+    reset: bool
+    nodes: list[NodeEntry]
+    gone: list[str]
+
+
+# --- placement ------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """Find a device for this attempt. ``deadline`` is in seconds from now; 0 for none."""
+
+    task: bytes
+    attempt: int
+    kind: str
+    model: str
+    units: float
+    priority: int = 5
+    deadline: float = 0.0
+    tenant: str = ""
+    exclude: list[str] = []  # noqa: RUF012
+
+
+class Grant(NamedTuple):
+    """A lease: run it there. The three costs are the broker's prediction, in seconds."""
+
+    task: bytes
+    attempt: int
+    node: str
+    incarnation: int
+    device: str
+    wait: float = 0.0
+    service: float = 0.0
+    load: float = 0.0
+
+
+class Deny(NamedTuple):
+    """No lease, and why: ``code`` is one of :mod:`blip.errors`."""
+
+    task: bytes
+    attempt: int
+    code: str
+    text: str
+    details: dict[str, Any] = {}  # noqa: RUF012
+
+
+class Release(NamedTuple):
+    """A lease is over. ``outcome``: ``done``, ``failed``, ``refused``, ``cancelled``, ``lost``."""
+
+    task: bytes
+    attempt: int
+    outcome: str
+    #: Work really done, in the kind's units, and the seconds it ran; both feed the learned rates.
+    units: float = 0.0
+    run: float = 0.0
+    load: float = 0.0
+
+
+# --- attempts -------------------------------------------------------------------------------
+
+
+class Submit(NamedTuple):
+    """Run this attempt. ``expires_in`` counts from its arrival; ``window`` is the first credit."""
+
+    task: bytes
+    attempt: int
+    kind: str
+    model: str
+    device: str
+    expires_in: float
+    window: int
+    payload: Payload
+
+
+class Accept(NamedTuple):
+    """The node has taken the attempt; ``ahead`` attempts wait before it."""
+
+    task: bytes
+    attempt: int
+    ahead: int = 0
+
+
+class Refuse(NamedTuple):
+    """The node will not run it; ``code`` is a :class:`~blip.protocol.attempt.Refusal`."""
+
+    task: bytes
+    attempt: int
+    code: str
+    text: str
+    details: dict[str, Any] = {}  # noqa: RUF012
+
+
+class Data(NamedTuple):
+    """A part of the result; ``part`` counts from 0 within the attempt."""
+
+    task: bytes
+    attempt: int
+    part: int
+    payload: Payload
+
+
+class Credit(NamedTuple):
+    """The receiver grants this many further bytes of DATA."""
+
+    task: bytes
+    attempt: int
+    size: int
+
+
+class Done(NamedTuple):
+    """The attempt succeeded; terminal. ``parts`` DATA messages went before."""
+
+    task: bytes
+    attempt: int
+    parts: int
+    usage: dict[str, int]
+    units: float
+    #: Seconds in the node's queue, loading the model, until the first part, and running.
+    queue: float
+    load: float
+    first: float
+    run: float
+    payload: Payload
+
+
+class Fail(NamedTuple):
+    """The attempt failed; terminal. ``code`` is one of :mod:`blip.errors`."""
+
+    task: bytes
+    attempt: int
+    code: str
+    text: str
+    details: dict[str, Any] = {}  # noqa: RUF012
+
+
+class Cancel(NamedTuple):
+    """Stop this attempt (to a node) or withdraw this ticket (to a broker). Idempotent."""
+
+    task: bytes
+    attempt: int
+
+
+class Cancelled(NamedTuple):
+    """The attempt has stopped; terminal."""
+
+    task: bytes
+    attempt: int
+
+
+Message = (
+    Hello
+    | Welcome
+    | Goodbye
+    | Ping
+    | Pong
+    | Info
+    | Stats
+    | Advert
+    | Nodes
+    | Place
+    | Grant
+    | Deny
+    | Release
+    | Submit
+    | Accept
+    | Refuse
+    | Data
+    | Credit
+    | Done
+    | Fail
+    | Cancel
+    | Cancelled
+)
+
+#: The number of each message on the wire. Numbers are never reused.
+TYPES: dict[int, type[Message]] = {
+    1: Hello,
+    2: Welcome,
+    3: Goodbye,
+    4: Ping,
+    5: Pong,
+    6: Info,
+    7: Stats,
+    10: Advert,
+    11: Nodes,
+    20: Place,
+    21: Grant,
+    22: Deny,
+    23: Release,
+    30: Submit,
+    31: Accept,
+    32: Refuse,
+    33: Data,
+    34: Credit,
+    35: Done,
+    36: Fail,
+    37: Cancel,
+    38: Cancelled,
+}
+NUMBERS: dict[type[Message], int] = {cls: number for number, cls in TYPES.items()}

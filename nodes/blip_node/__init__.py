@@ -1,0 +1,1 @@
+"""The node agent: one a machine, it advertises capacity and runs models."""

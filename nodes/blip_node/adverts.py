@@ -1,0 +1,56 @@
+"""Puts a node's capacity into an :class:`~blip.protocol.messages.Advert`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from blip.protocol import messages
+from blip_node.capacity import Capacity, Reading
+from blip_node.catalogue import Catalogue
+from blip_node.executions import Executions
+from blip_node.replica import Replica
+
+
+def advert(
+    number: int,
+    *,
+    now: float,
+    draining: bool,
+    capacity: Capacity,
+    catalogue: Catalogue,
+    replicas: Iterable[Replica],
+    executions: Executions,
+    speed: float,
+    bandwidth: Mapping[str, float],
+) -> messages.Advert:
+    """State everything a broker plans with. ``bandwidth`` is measured bytes a second by device."""
+    gpu = any(reading.info.gpu for reading in capacity.readings)
+    return messages.Advert(
+        number,
+        draining,
+        [_device(reading, speed, bandwidth) for reading in capacity.readings],
+        [entry.advert(now, gpu=gpu) for entry in catalogue],
+        [replica.advert(now) for replica in replicas],
+        executions.running(),
+    )
+
+
+def _device(reading: Reading, speed: float, bandwidth: Mapping[str, float]) -> messages.Device:
+    info, sample = reading.info, reading.sample
+    total = info.memory_total or 0
+    free = sample.memory_free if sample is not None else None
+    return messages.Device(
+        info.id,
+        info.vendor,
+        info.name,
+        total,
+        # a device that does not tell (a configured one) is taken at its word
+        total if free is None else free,
+        sample.utilization if sample is not None else None,
+        sample.temperature if sample is not None else None,
+        sample.power if sample is not None else None,
+        info.speed or speed,
+        bandwidth.get(info.id),
+        0.0 if reading.fault else 1.0,
+        reading.age or 0.0,
+    )

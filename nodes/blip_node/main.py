@@ -1,0 +1,170 @@
+"""The agent's process: settings in, a node on the mesh until a signal."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import zmq
+
+from blip import lifecycle
+from blip.config import Config, check_exposure, restore
+from blip.errors import ConfigError
+from blip.protocol.link import Liveness
+from blip.store import Announcer, Store
+from blip.store.finder import find, start_following
+from blip.telemetry import logs
+from blip.transport.host import host_id, reachable
+from blip_node import capacity
+from blip_node.agent import Agent, Identity
+from blip_node.catalogue import Catalogue
+from blip_node.models.find import found
+from blip_node.models.spec import ModelSpec
+from blip_node.replicas import Place
+from blip_node.supervisor import stop_forkserver
+
+log = logging.getLogger(__name__)
+
+#: How long running tasks may take to end after SIGTERM. Chat answers take seconds; what takes
+#: longer is retried, or resumed, elsewhere.
+DRAIN_SECONDS = 15.0
+
+
+def main(argv: list[str]) -> int:
+    """Run a node; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m blip_node", description="A node's agent.")
+    parser.add_argument("--config-json", required=True, help="settings, as `blip` hands them over")
+    config = restore(parser.parse_args(argv).config_json)
+    check_exposure(config, ("node",))
+    name = config.node.name or socket.gethostname()
+    logs.configure(f"node {name}", config.log.level, config.log.format)
+    return lifecycle.run(lambda stop: serve(config, name, stop))
+
+
+async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
+    """Be a node until ``stop``."""
+    with contextlib.ExitStack() as stack:
+        identity = stack.enter_context(_identity(config.mesh.state_dir, name))
+        # unix socket paths are limited to about 107 bytes: a short folder of our own, mode 0700
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="blip-node-"))
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        stack.callback(context.term)
+        providers = capacity.providers(
+            nvml=config.node.nvml,
+            cpu="auto" if config.node.cpu == "auto" else config.node.cpu == "on",
+            static=[
+                capacity.StaticDevice(each.id, each.name, each.memory, each.speed)
+                for each in config.node.devices
+            ],
+        )
+        catalogue = Catalogue()
+        await asyncio.to_thread(catalogue.add, _models(config))
+        limits = config.broker
+        agent = Agent(
+            context=context,
+            identity=identity,
+            binds=[f"ipc://{folder}/data.sock", config.node.bind],
+            providers=providers,
+            catalogue=catalogue,
+            place=Place(
+                config.node.data_dir,
+                config.node.downloads,
+                config.node.speed,
+                max(1, (os.cpu_count() or 1) // max(1, len(config.models))),
+            ),
+            liveness=Liveness(limits.heartbeat, limits.suspect_after, limits.lost_after),
+        )
+        await agent.start([each for each, model in config.models.items() if model.preload])
+        store = await Store.open_if_there(
+            config.store.url, config.mesh.state_dir, config.mesh.id, name="blip-node"
+        )
+        following = announcer = None
+        named = await find(store) if store is not None else None
+        if config.node.brokers:
+            agent.use_brokers([str(each) for each in config.node.brokers])
+        elif named is not None:
+            _use(agent, *named)
+        else:
+            agent.use_brokers([str(config.broker.bind)])
+        if store is not None and not config.node.brokers:
+            following = start_following(store, partial(_use, agent))
+        if store is not None:
+            facts = {"name": name, "host": host_id(), "endpoints": agent.endpoints}
+            announcer = Announcer(store.discovery, "node", identity.id, identity.incarnation, facts)
+            announcer.start()
+        log.info("serving %d models at %s", len(catalogue), agent.endpoints[-1])
+        try:
+            await stop.wait()
+            log.info("draining")
+            await agent.drain(DRAIN_SECONDS)
+        finally:
+            if following is not None:
+                following.cancel()
+            if announcer is not None:
+                await announcer.close()
+            await agent.close()
+            await asyncio.to_thread(stop_forkserver)
+            if store is not None:
+                await store.close()
+
+
+def _use(agent: Agent, endpoints: list[str], host: str) -> None:
+    endpoint = reachable(endpoints, host)
+    if endpoint is not None:
+        agent.use_brokers([endpoint])
+
+
+def _models(config: Config) -> list[ModelSpec]:
+    specs = [
+        ModelSpec(
+            name,
+            model.source,
+            tuple(model.kinds) or None,
+            model.slots,
+            model.dtype,
+            model.context,
+            model.threads,
+        )
+        for name, model in config.models.items()
+    ]
+    return specs + (found() if config.node.find_models else [])
+
+
+@contextlib.contextmanager
+def _identity(state_dir: Path, name: str) -> Iterator[Identity]:
+    """Read or make this node's stable id, and hold it: two processes cannot be one node.
+
+    Raises :class:`~blip.errors.ConfigError` if another process is that node already.
+    """
+    folder = state_dir / "nodes"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / f"{name.replace('/', '_')}.json"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"a node named '{name}' is running on this machine already",
+                hint="Stop it, or give this one another name: --set node.name=...",
+            ) from None
+        file.seek(0)
+        try:
+            id = str(json.load(file)["id"])
+        except (ValueError, KeyError):
+            id = uuid.uuid4().hex
+            file.truncate(0)
+            json.dump({"id": id}, file)
+            file.flush()
+        yield Identity(id, name, time.time_ns())

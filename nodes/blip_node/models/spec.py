@@ -1,0 +1,126 @@
+"""How a model is named in configuration: a name, and where its files come from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from blip.errors import ConfigError
+from blip.kinds import KINDS
+
+#: What ``dtype`` may be; ``auto`` is explained at :func:`blip_node.models.weights.load_dtype`.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+#: Long enough for any repository or path, short enough to print.
+MAX_NAME = 200
+
+#: ``org/name``, or a bare ``name`` as the hub's oldest models have it.
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
+#: What PEP 508 calls a name.
+_DISTRIBUTION = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?")
+_SCHEME = re.compile(r"([a-z]+):(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A folder that ``from_pretrained`` accepts, or a single ``.gguf`` file."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A Hugging Face repository at a revision (a branch, a tag or a commit)."""
+
+    repo: str
+    revision: str = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """Weights inside an installed Python distribution, at ``inside`` or wherever they are."""
+
+    distribution: str
+    inside: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Builtin:
+    """A kind that needs no model; the only one is ``echo``."""
+
+    name: str
+
+
+Source = Local | Hub | Package | Builtin
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model that a node offers, as configured or as found.
+
+    ``kinds`` restricts what it serves (None: all that its files allow), ``slots`` how many tasks
+    a replica runs at once (None: the node decides), ``context`` its window in tokens (None: the
+    model's own), ``threads`` torch's CPU threads (None: torch decides).
+
+    Raises :class:`~blip.errors.ConfigError` naming the field.
+    """
+
+    name: str
+    source: str
+    kinds: tuple[str, ...] | None = None
+    slots: int | None = None
+    dtype: str = "auto"
+    context: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.name) > MAX_NAME or re.search(r"[\s\x00-\x1f]", self.name):
+            raise ConfigError(
+                f"a model's name is 1 to {MAX_NAME} characters without spaces, got {self.name!r}",
+                param="name",
+            )
+        if self.dtype not in DTYPES:
+            raise self._wrong("dtype", f"one of {', '.join(DTYPES)}")
+        for field in ("slots", "context", "threads"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise self._wrong(field, "at least 1")
+        if self.kinds is not None and (not self.kinds or not set(self.kinds) <= set(KINDS)):
+            raise self._wrong("kinds", f"some of {', '.join(KINDS)}")
+        parse_source(self.source, self.name)
+
+    def _wrong(self, field: str, wanted: str) -> ConfigError:
+        return ConfigError(
+            f"model '{self.name}': {field} must be {wanted}, got {getattr(self, field)!r}",
+            param=field,
+        )
+
+
+def parse_source(source: str, model: str = "") -> Source:
+    """Read the text of a ``source``. Touches no file.
+
+    Raises :class:`~blip.errors.ConfigError` with every form that exists.
+    """
+    scheme = _SCHEME.fullmatch(source)
+    if source and scheme is None:
+        return Local(Path(source).expanduser())
+    kind, rest = scheme.groups() if scheme else ("", "")
+    if kind == "hf":
+        repo, _, revision = rest.partition("@")
+        revision = revision or "main"
+        if _REPO.fullmatch(repo) and _REVISION.fullmatch(revision) and ".." not in repo + revision:
+            return Hub(repo, revision)
+    elif kind == "package":
+        distribution, _, inside = rest.partition("/")
+        if _DISTRIBUTION.fullmatch(distribution) and ".." not in inside.split("/"):
+            return Package(distribution, inside.strip("/"))
+    elif kind == "builtin" and rest == "echo":
+        return Builtin(rest)
+    raise ConfigError(
+        f"model '{model}': source {source!r} is not one that blip knows",
+        param="source",
+        hint="Write a folder, a .gguf file, hf:org/name[@revision], "
+        "package:distribution[/sub/path] or builtin:echo.",
+    )

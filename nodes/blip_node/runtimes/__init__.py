@@ -1,0 +1,46 @@
+"""What runs models: one module a kind. Importing this imports none of them, nor torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+
+from blip.errors import ConfigError
+from blip_node.runtimes.base import Job, LoadSpec, Outcome, Runtime
+
+#: Where the runtime of each kind lives, as ``module:class``; imported when it is asked for.
+RUNTIMES: dict[str, str] = {
+    "chat": "blip_node.runtimes.text:TextRuntime",
+    "completion": "blip_node.runtimes.text:TextRuntime",
+    "embedding": "blip_node.runtimes.embedding:EmbeddingRuntime",
+    "echo": "blip_node.runtimes.echo:EchoRuntime",
+}
+
+
+def runtime_for(kinds: Iterable[str]) -> type[Runtime]:
+    """Return the runtime class that serves all of a model's kinds. Imports no torch.
+
+    Raises :class:`~blip.errors.ConfigError` for a kind without a runtime, or for kinds that no
+    single runtime serves together.
+    """
+    wanted = sorted(set(kinds))
+    unknown = [kind for kind in wanted if kind not in RUNTIMES]
+    if unknown or not wanted:
+        raise ConfigError(
+            f"there is no runtime for the kind {unknown[0]!r}" if unknown else "no kind was given",
+            param="kinds",
+            hint=f"Kinds with a runtime: {', '.join(sorted(RUNTIMES))}.",
+        )
+    places = {RUNTIMES[kind] for kind in wanted}
+    if len(places) > 1:
+        raise ConfigError(
+            f"one replica cannot serve {' and '.join(wanted)}",
+            param="kinds",
+            hint="Name the model twice, once for each.",
+        )
+    module, _, name = places.pop().partition(":")
+    runtime: type[Runtime] = getattr(importlib.import_module(module), name)
+    return runtime
+
+
+__all__ = ["RUNTIMES", "Job", "LoadSpec", "Outcome", "Runtime", "runtime_for"]

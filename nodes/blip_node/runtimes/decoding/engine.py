@@ -1,0 +1,114 @@
+"""A loaded language model and its inference thread: from a job to its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from blip.errors import ConfigError, ModelLoadFailed
+from blip.kinds.chat import ChatInput
+from blip.kinds.completion import CompletionInput
+from blip.kinds.text import PREFILL_SHARE, Finish, delta_to_wire
+from blip_node.models.snapshot import DEFAULT_CONTEXT, context_of, fit_context
+from blip_node.runtimes.base import Job, LoadSpec, Outcome
+from blip_node.runtimes.chat import chat_prompt
+from blip_node.runtimes.completion import completion_prompt
+from blip_node.runtimes.decoding.detokenizer import Detokenizer
+from blip_node.runtimes.decoding.loop import Loop
+from blip_node.runtimes.decoding.prompt import Prompt, room
+from blip_node.runtimes.decoding.sampler import Sampler
+from blip_node.runtimes.decoding.sequence import Sequence
+from blip_node.runtimes.decoding.stepper import Stepper
+from blip_node.runtimes.decoding.stops import StopMatcher
+from blip_node.runtimes.decoding.vocabulary import Vocabulary
+from blip_node.runtimes.loading import load_pretrained, read_config
+
+#: Prompts of more characters are tokenized off the event loop: this many take about 1 ms.
+INLINE_CHARS = 4096
+
+
+class Engine:
+    """Prompts are rendered on the event loop's side; the model runs on a thread of its own."""
+
+    def __init__(self, spec: LoadSpec, report: Callable[[float], None]) -> None:
+        model, self._tokenizer = load_pretrained(spec, "AutoModelForCausalLM", report)
+        try:
+            own = context_of(read_config(Path(spec.path)))
+            self._context = fit_context(spec.context, own, spec.model) or DEFAULT_CONTEXT
+        except ConfigError as error:
+            raise ModelLoadFailed(error.message) from None
+        self._device = spec.device
+        rows = model.get_input_embeddings().num_embeddings
+        self._vocabulary = Vocabulary(self._tokenizer.backend_tokenizer, rows)
+        self._stop_ids = _stop_ids(model, self._tokenizer)
+        stepper = Stepper(model, spec.device)
+        stepper.check()
+        self._loop = Loop(stepper, self._vocabulary, spec.slots)
+        self._loop.start()
+        report(1.0)
+
+    async def run(self, job: Job) -> Outcome:
+        """Decode one answer; see :meth:`blip_node.runtimes.text.TextRuntime.run`."""
+        wishes: ChatInput | CompletionInput = job.input
+        if _chars(wishes) > INLINE_CHARS:
+            prompt = await asyncio.to_thread(self._prompt, wishes)
+        else:
+            prompt = self._prompt(wishes)
+        sequence = self._sequence(prompt, wishes)
+        finish = sequence.resume(wishes.generated)
+        if finish is None:
+            sampler = Sampler(wishes, prompt.ids, self._device)
+            finish = await self._loop.decode(job, sequence, sampler)
+        return _outcome(sequence, finish, len(wishes.generated))
+
+    def close(self) -> None:
+        """Stop the inference thread."""
+        self._loop.stop()
+
+    def _prompt(self, wishes: ChatInput | CompletionInput) -> Prompt:
+        if isinstance(wishes, ChatInput):
+            return chat_prompt(wishes, self._tokenizer, self._vocabulary)
+        begin = self._tokenizer.bos_token_id
+        begin = self._tokenizer.eos_token_id if begin is None else begin
+        return completion_prompt(wishes, self._vocabulary, begin)
+
+    def _sequence(self, prompt: Prompt, wishes: ChatInput | CompletionInput) -> Sequence:
+        self._vocabulary.check(wishes.generated, "generated")
+        self._vocabulary.check(wishes.logit_bias, "logit_bias")
+        param = "messages" if isinstance(wishes, ChatInput) else "prompt"
+        return Sequence(
+            prompt.ids,
+            room(len(prompt.ids), wishes.max_tokens, self._context, param),
+            self._stop_ids,
+            Detokenizer(self._vocabulary, prompt.before),
+            StopMatcher(wishes.stop),
+            prompt.lead,
+        )
+
+
+def _chars(wishes: ChatInput | CompletionInput) -> int:
+    if isinstance(wishes, ChatInput):
+        return sum(len(message.content) for message in wishes.messages)
+    return len(wishes.prompt)
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end an answer: the model's word, else the tokenizer's."""
+    ids = model.generation_config.eos_token_id
+    if ids is None:
+        ids = tokenizer.eos_token_id
+    if ids is None:
+        return frozenset()
+    return frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _outcome(sequence: Sequence, finish: Finish, resumed: int) -> Outcome:
+    """Count: usage as the client sees it, over all attempts; units as this attempt worked."""
+    prompt, completion = len(sequence.prompt), len(sequence.generated)
+    return Outcome(
+        delta_to_wire(finish),
+        usage={"prompt_tokens": prompt, "completion_tokens": completion},
+        units=(prompt + resumed) * PREFILL_SHARE + completion - resumed,
+    )

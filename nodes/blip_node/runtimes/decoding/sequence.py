@@ -1,0 +1,87 @@
+"""One stream of text as it grows: its tokens, what of it was shown, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from blip.kinds.text import Delta, Finish, TokenLogprob
+from blip_node.runtimes.decoding.detokenizer import Detokenizer
+from blip_node.runtimes.decoding.stops import StopMatcher
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """The state of one stream; knows no torch, its ``cache`` belongs to the stepper.
+
+    ``limit`` is the most tokens that may be generated, those of earlier attempts included.
+    ``lead`` is text that goes out in front of the first token (an echoed prompt). ``computed``
+    of the tokens are in the cache; the rest is due.
+    """
+
+    prompt: list[int]
+    limit: int
+    stop_ids: frozenset[int]
+    detokenizer: Detokenizer
+    stops: StopMatcher
+    lead: str = ""
+    generated: list[int] = field(default_factory=list)
+    computed: int = 0
+    cache: Any = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether all tokens so far are computed, so that the next one may be chosen."""
+        return self.computed == len(self.prompt) + len(self.generated)
+
+    def due(self, most: int) -> list[int]:
+        """Return the next tokens to compute, at most ``most``: prompt first, then generated."""
+        ahead = self.computed - len(self.prompt)
+        if ahead >= 0:
+            return self.generated[ahead : ahead + most]
+        tokens = self.prompt[self.computed : self.computed + most]
+        return tokens + self.generated[: most - len(tokens)]
+
+    def resume(self, generated: Items[int]) -> Finish | None:
+        """Take over what an earlier attempt has delivered, silently.
+
+        Text that it held back is held back here too. Returns the finish if that attempt had
+        already come to its end.
+        """
+        for token in generated:
+            step = self.accept(token)
+            if isinstance(step, Finish):
+                return step._replace(ids=[])
+        return None
+
+    def accept(self, token: int, logprob: TokenLogprob | None = None) -> Delta | Finish:
+        """Append the chosen token; return what to send for it.
+
+        The token that ends the stream has no log-probability in the answer when it is an end
+        marker: it is not part of the text.
+        """
+        self.generated.append(token)
+        lead, self.lead = self.lead, ""
+        if token in self.stop_ids:
+            return self._finish("stop", lead, token, None)
+        text, stopped = self.stops.push(self.detokenizer.push(token))
+        text = lead + text
+        logprobs = None if logprob is None else [logprob]
+        if stopped:
+            return Finish("stop", text, [token], logprobs)
+        if len(self.generated) >= self.limit:
+            return self._finish("length", text, token, logprobs)
+        return Delta(text, [token], logprobs)
+
+    def _finish(
+        self,
+        reason: Literal["stop", "length"],
+        text: str,
+        token: int,
+        logprobs: list[TokenLogprob] | None,
+    ) -> Finish:
+        rest, stopped = self.stops.push(self.detokenizer.flush())
+        if not stopped:
+            rest += self.stops.flush()
+        return Finish("stop" if stopped else reason, text + rest, [token], logprobs)

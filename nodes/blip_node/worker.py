@@ -1,0 +1,302 @@
+"""A worker: the process that runs one replica. It may die without its agent.
+
+Started by the supervisor from the forkserver; connects back through the pipe, loads, serves, and
+ends when told, when the pipe closes, or when its parent dies. Ending is how a model is unloaded:
+nothing else gives all memory back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blip.errors import BlipError, Cancelled, ModelLoadFailed, RuntimeFailed
+from blip.kinds import KINDS, Kind, input_from_wire
+from blip.lifecycle import die_with_parent
+from blip.protocol.credit import SendWindow
+from blip_node.arena import Arena
+from blip_node.models.prepare import prepare
+from blip_node.models.spec import Builtin, ModelSpec, parse_source
+from blip_node.pipe import Pipe, Row
+from blip_node.runtimes import runtime_for
+from blip_node.runtimes.base import LoadSpec, Outcome, Runtime
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a worker is started with; pickled by multiprocessing between our own processes."""
+
+    address: str
+    token: str
+    model: ModelSpec
+    kinds: tuple[str, ...]
+    device: str
+    slots: int
+    data_dir: str
+    #: Whether a hub model may be downloaded.
+    download: bool
+    #: Environment to set before the runtime is imported, such as CUDA_VISIBLE_DEVICES.
+    environment: dict[str, str]
+    threads: int | None
+    speed: float
+    context: int | None
+
+
+def main(assignment: Assignment) -> None:
+    """Run a worker until it is told to stop. The target of the supervisor's processes."""
+    # the forkserver is our parent; it ends with the agent, and we end with it
+    die_with_parent(os.getppid(), signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the agent's business
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.update(assignment.environment)
+    asyncio.run(Worker(assignment).run())
+
+
+class RunningJob:
+    """Implements :class:`blip_node.runtimes.base.Job`."""
+
+    def __init__(self, worker: Worker, id: int, kind: Kind, value: Any, window: int) -> None:
+        self._worker = worker
+        # the runtime's thread takes while the loop's grants
+        self._lock = threading.Lock()
+        self._window = SendWindow(window)
+        self._changed: list[Callable[[], None]] = []
+        self._pending: collections.deque[bytes | memoryview] = collections.deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self.id = id
+        self.kind = kind
+        self.input = value
+        self.cancelled = False
+        self.writable = self._window.open
+        self.began = time.monotonic()
+        self.first: float | None = None
+
+    def emit(self, payload: bytes | memoryview) -> None:
+        """Send a part of the result; see :meth:`blip_node.runtimes.base.Job.emit`."""
+        with self._lock:
+            self._window.take(len(payload))
+            self.writable = self._window.open
+        if self.first is None:
+            self.first = time.monotonic() - self.began
+        self._worker.emit(self, payload)
+
+    async def drained(self) -> None:
+        """Wait until writable or cancelled; see :meth:`blip_node.runtimes.base.Job.drained`."""
+        while not self.writable and not self.cancelled:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def on_change(self, wake: Callable[[], None]) -> None:
+        """Register ``wake``; see :meth:`blip_node.runtimes.base.Job.on_change`."""
+        self._changed.append(wake)
+
+    def credit(self, size: int) -> None:
+        """The receiver grants more."""
+        with self._lock:
+            opened = self._window.grant(size)
+            self.writable = self._window.open
+        if opened:
+            self._wake()
+
+    def cancel(self) -> None:
+        """The client is gone."""
+        self.cancelled = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        for wake in self._changed:
+            wake()
+
+
+class Worker:
+    """The event loop's side of a worker process."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._assignment = assignment
+        self._jobs: dict[int, RunningJob] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._runtime: Runtime | None = None
+        self._arena = Arena()
+        self._outbox: collections.deque[tuple[RunningJob, bytes | memoryview]] = collections.deque()
+        self._thread = threading.get_ident()
+        self._waking = False
+        self._pipe: Pipe
+        self._loop: asyncio.AbstractEventLoop
+        self._stopped: asyncio.Future[None]
+
+    async def run(self) -> None:
+        """Connect, load, serve; return when told to stop or when the agent is gone."""
+        self._loop = asyncio.get_running_loop()
+        self._stopped = self._loop.create_future()
+        _, self._pipe = await self._loop.create_unix_connection(
+            lambda: Pipe(self._on_row, self._on_close), self._assignment.address
+        )
+        self._pipe.send(Row.HELLO, self._assignment.token, self._arena.path)
+        loading = asyncio.create_task(self._load())
+        await self._stopped
+        loading.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self._runtime is not None:
+            self._runtime.close()
+        self._pipe.close()
+        # A thread stuck in a kernel must not keep the process: its memory is what is wanted back.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+    async def _load(self) -> None:
+        began = time.monotonic()
+        try:
+            runtime, spec = await asyncio.to_thread(self._load_blocking)
+        except BlipError as error:
+            self._broken(error)
+        except MemoryError:
+            self._broken(ModelLoadFailed("not enough memory to load the model"))
+        except Exception as error:
+            # whatever a library raises while it loads is the reason the operator needs
+            log.exception("loading %s", self._assignment.model.name)
+            self._broken(ModelLoadFailed(f"{type(error).__name__}: {error}"))
+        else:
+            self._runtime = runtime
+            self._pipe.send(Row.READY, spec.slots, _resident(), time.monotonic() - began)
+
+    def _load_blocking(self) -> tuple[Runtime, LoadSpec]:
+        todo = self._assignment
+        path = ""
+        if not isinstance(parse_source(todo.model.source, todo.model.name), Builtin):
+            # preparing is a download or a conversion: as long as loading, or much longer
+            path = str(
+                prepare(
+                    todo.model,
+                    Path(todo.data_dir),
+                    lambda share: self._report(share / 2),
+                    download=todo.download,
+                )
+            )
+        spec = LoadSpec(
+            model=todo.model.name,
+            path=path,
+            device=todo.device,
+            slots=todo.slots,
+            dtype=todo.model.dtype,
+            context=todo.context,
+            threads=todo.threads,
+            speed=todo.speed,
+        )
+        runtime = runtime_for(todo.kinds)()
+        runtime.load(spec, lambda share: self._report(0.5 + share / 2))
+        return runtime, spec
+
+    def _report(self, share: float) -> None:
+        self._loop.call_soon_threadsafe(self._pipe.send, Row.PROGRESS, share)
+
+    def _broken(self, error: BlipError) -> None:
+        self._pipe.send(Row.BROKEN, *error.to_wire())
+
+    # --- rows -------------------------------------------------------------------------------
+
+    def _on_row(self, pipe: Pipe, row: list[Any]) -> None:
+        what, *rest = row
+        if what == Row.RUN:
+            self._run(*rest)
+        elif what == Row.FREE:
+            self._arena.release(rest[0])
+        elif what == Row.STOP:
+            self._stop()
+        elif rest and (job := self._jobs.get(rest[0])):
+            if what == Row.CREDIT:
+                job.credit(rest[1])
+            elif what == Row.CANCEL:
+                job.cancel()
+
+    def _on_close(self, pipe: Pipe) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+
+    def _run(self, id: int, kind_name: str, window: int, payload: bytes) -> None:
+        kind = KINDS[kind_name]
+        try:
+            value = input_from_wire(kind, payload)
+        except BlipError as error:
+            self._pipe.send(Row.FAILED, id, *error.to_wire())
+            return
+        job = self._jobs[id] = RunningJob(self, id, kind, value, window)
+        task = asyncio.create_task(self._work(job))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, job: RunningJob) -> None:
+        assert self._runtime is not None
+        try:
+            outcome = await self._runtime.run(job)
+            if job.cancelled:
+                raise Cancelled("cancelled")
+        except BlipError as error:
+            self._flush()
+            self._pipe.send(Row.FAILED, job.id, *error.to_wire())
+        except Exception as error:
+            log.exception("job of kind %s", job.kind.name)
+            self._flush()
+            failure = RuntimeFailed(f"{type(error).__name__}: {error}")
+            self._pipe.send(Row.FAILED, job.id, *failure.to_wire())
+        else:
+            self._flush()
+            self._done(job, outcome)
+        finally:
+            del self._jobs[job.id]
+
+    def _done(self, job: RunningJob, outcome: Outcome) -> None:
+        run = time.monotonic() - job.began
+        first = run if job.first is None else job.first
+        facts = (job.id, outcome.usage, outcome.units, first, run)
+        block = self._arena.put(outcome.payload)
+        if block is None:
+            self._pipe.send(Row.DONE, *facts, outcome.payload)
+        else:
+            self._pipe.send(Row.DONE_BLOCK, *facts, block, len(outcome.payload))
+
+    # --- parts ------------------------------------------------------------------------------
+
+    def emit(self, job: RunningJob, payload: bytes | memoryview) -> None:
+        """Queue a part; from any thread. The loop is woken once for all that gathers meanwhile."""
+        self._outbox.append((job, payload))
+        if threading.get_ident() == self._thread:
+            self._flush()
+        elif not self._waking:
+            self._waking = True
+            self._loop.call_soon_threadsafe(self._flush)
+
+    def _flush(self) -> None:
+        self._waking = False
+        while self._outbox:
+            job, payload = self._outbox.popleft()
+            block = self._arena.put(payload)
+            if block is None:
+                self._pipe.send(Row.DATA, job.id, payload)
+            else:
+                self._pipe.send(Row.DATA_BLOCK, job.id, block, len(payload))
+
+
+def _resident() -> int:
+    """Bytes of memory this process holds, as the kernel counts them."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,3 @@
+"""What holds for every test: it leaves nothing behind, see :mod:`tests.leaks`."""
+
+pytest_plugins = ["tests.leaks"]

