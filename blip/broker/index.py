@@ -193,7 +193,7 @@ class Index:
             site.ready_at = 0.0
             site.device.warm.pop(site.model.name, None)
             _reserve(site.device)
-        self.refresh(site)
+        self.refresh(site, rotate=True)
 
     def plan(self, site: Site, seconds: float) -> None:
         """A ticket is planned here and would take that long."""
@@ -356,7 +356,9 @@ class Index:
         site.free_at = free_at
         if where == _FULL:
             key = free_at + site.queue
-        factor = 2 * site.slowdown(self._crowding) - 1
+        slowdown = site.slowdown(self._crowding)
+        # As in a quote: itself, what it does to others, and the risk that it fails half-way.
+        factor = slowdown * (1 + 1 / site.device.soundness) - 1
         for candidate in site.candidates:
             if where == _OPEN:
                 candidate.weight = key = candidate.step * factor
@@ -447,7 +449,7 @@ def _usable(site: Site) -> bool:
 def _differs(old: Device, new: Device) -> bool:
     """Whether what follows from a device's figures must be computed anew."""
     return (
-        (old.health > 0) != (new.health > 0)
+        old.health != new.health
         or old.speed != new.speed
         or not 0.9 <= (new.load_bandwidth or 1.0) / (old.load_bandwidth or 1.0) <= 1.1
     )

@@ -167,8 +167,7 @@ class Quotes:
         service = alone * slowdown
         # What an attempt suffers from its neighbours it also does to them. And an ailing device
         # may fail half-way: at health 0.5 expect to do the same again elsewhere.
-        health = device.info.health
-        risk = service * (1 / health - 1) if 0 < health < 1 else 0.0
+        risk = service * (1 / device.soundness - 1)
         return Quote(
             candidate,
             wait,
@@ -200,7 +199,9 @@ class Quotes:
         # at work, the one that is done first before the others.
         order = []
         for other in device.warm.values():
-            idle = other.state is State.READY and not other.account.load and not other.tickets
+            # Tickets planned there would want it loaded; a claim goes before plans.
+            wanted = other.account.load or (other.tickets and device.claim is None)
+            idle = other.state is State.READY and not wanted
             delay = 0.0 if idle else max(_busy_for(other, now), 1e-3)
             order.append((delay, other.last_used, other.load, other))
         order.sort(key=lambda item: item[:3])

@@ -66,6 +66,11 @@ class DeviceRecord:
         return self.node.id, self.info.id
 
     @property
+    def soundness(self) -> float:
+        """The chance that an attempt gets through: the device's health, from 1 to just above 0."""
+        return min(1.0, max(self.info.health, 0.01))
+
+    @property
     def free(self) -> int:
         """Bytes that are free and not promised to a load under way."""
         return self.info.memory_free - self.reserved

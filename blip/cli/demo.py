@@ -33,13 +33,13 @@ LOAD_PAUSE = 0.5
 
 QUESTION = "What is the capital of France?"
 ANSWER = "Paris"
-BEGINNING = "The three primary colours are"
+BEGINNING, CONTINUATION = "The capital of Spain is", "Madrid"
 SENTENCES = (
     "A recipe for sourdough bread.",
     "How to bake a loaf at home.",
     "The stock market fell sharply today.",
 )
-TWO_QUESTIONS = ("Name an animal that can fly.", "Name a fruit that is yellow.")
+TWO_QUESTIONS = ("What is the capital of Japan?", "What is 2 + 2?")
 
 
 def demo(*, keep: bool, stream: bool) -> int:
@@ -142,12 +142,11 @@ async def _load(client: AsyncBlip) -> None:
             for replica in node["replicas"]
         }
         for key, replica in states.items():
-            word = replica["state"]
+            word = _progress(replica)
             if said.get(key) != word:
                 said[key] = word
-                after = f" after {render.duration(replica['load_seconds'])}"
-                print(f"  {key[0]}: {key[1]} {word}{after if word == 'ready' else ''}", flush=True)
-            if word == "failed":
+                print(f"  {key[0]}: {key[1]} {word}", flush=True)
+            if replica["state"] == "failed":
                 raise ModelLoadFailed(f"{key[1]} on {key[0]}: {replica['error']}")
         _check_models(mesh)
         ready = sum(replica["state"] == "ready" for replica in states.values())
@@ -160,6 +159,14 @@ async def _load(client: AsyncBlip) -> None:
         for device in node["devices"]:
             free = render.size(device["memory_free"])
             print(f"  {node['name']}: {device['id']} {device['name']}, {free} free", flush=True)
+
+
+def _progress(replica: dict[str, Any]) -> str:
+    """Say how far a replica is, in steps that are worth a line."""
+    if replica["state"] == "ready":
+        return f"ready after {render.duration(replica['load_seconds'])}"
+    quarters = int(replica["progress"] * 4) * 25
+    return f"{replica['state']} {quarters} %" if quarters else str(replica["state"])
 
 
 def _check_models(mesh: dict[str, Any]) -> None:
@@ -201,8 +208,8 @@ async def _show_chat(client: AsyncBlip) -> None:
 async def _show_completion(client: AsyncBlip) -> None:
     _heading(f"completion: {BEGINNING} ...")
     answer = await client.complete(CHAT, BEGINNING, temperature=0, max_tokens=16)
-    print(f"  ...{answer.text.rstrip()}\n  [{answer.origin.node}]", flush=True)
-    _expect(bool(answer.text.strip()), "the completion has text")
+    print(f"  ... {' '.join(answer.text.split())}\n  [{answer.origin.node}]", flush=True)
+    _expect(CONTINUATION in answer.text, f"the text goes on with {CONTINUATION}")
 
 
 async def _show_embedding(client: AsyncBlip) -> None:

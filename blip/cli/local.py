@@ -15,7 +15,7 @@ from blip.cli.children import Children
 from blip.cli.supervision import Role, Supervisor
 from blip.client import AsyncBlip, GatewayUnreachable
 from blip.config import Config, check_exposure, save
-from blip.errors import ConfigError, Unavailable
+from blip.errors import ConfigError, Unauthorized, Unavailable
 from blip.store import embedded
 
 #: Seconds that a role gets between SIGTERM and SIGKILL. A gateway lets requests finish, a node
@@ -62,6 +62,7 @@ class LocalMesh:
         self._store_watch: int | None = None
         self._store_restart: asyncio.Task[None] | None = None
         self._children: Children | None = None
+        self._asked_to_stop = False
         self._missing = "the gateway does not answer"
 
     @property
@@ -96,10 +97,14 @@ class LocalMesh:
         self._write_settings()
         supervisor = Supervisor(self._roles())
         self._children = Children(supervisor, self.logs, self._say, stream=self._stream)
-        self._children.start()
+        if self._asked_to_stop:
+            self._children.stop()
+        else:
+            self._children.start()
 
     async def ready(self, limit: float, api_key: str | None = None) -> dict[str, Any]:
-        """Wait until the gateway is ready and knows every node; return its view of the mesh.
+        """Wait until the gateway is ready and knows every node; return its view of the mesh, in
+        which no nodes are shown if the gateway wants a key and got none.
 
         Raises :class:`~blip.errors.Unavailable` when that takes more than ``limit`` seconds or a
         role was given up.
@@ -129,7 +134,8 @@ class LocalMesh:
         return await self._children.ended()
 
     def stop(self) -> None:
-        """Begin to drain; :meth:`ended` tells when it is done."""
+        """Begin to drain; :meth:`ended` tells when it is done. Before ``start``: start nothing."""
+        self._asked_to_stop = True
         if self._children is not None:
             self._children.stop()
 
@@ -141,7 +147,9 @@ class LocalMesh:
     @property
     def stopping(self) -> bool:
         """Whether the roles are on their way down."""
-        return self._children is not None and self._children.supervisor.stopping
+        if self._children is None:
+            return self._asked_to_stop
+        return self._children.supervisor.stopping
 
     @property
     def failed(self) -> bool:
@@ -174,9 +182,9 @@ class LocalMesh:
         if self._store is not None:
             await asyncio.to_thread(self._store.stop)
             self._store = None
-        for role in self._roles():
-            self._settings(role.name).unlink(missing_ok=True)
         if self._lock is not None:
+            for role in self._roles():
+                self._settings(role.name).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
 
@@ -187,7 +195,7 @@ class LocalMesh:
         folder = self.config.mesh.state_dir
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(folder / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ConfigError(
                 f"mesh.state_dir: {folder} cannot be used: {error.strerror}",
@@ -195,17 +203,19 @@ class LocalMesh:
                 param="mesh.state_dir",
             ) from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.pread(self._lock, 20, 0).decode(errors="replace").strip()
+            owner = os.pread(lock, 20, 0).decode(errors="replace").strip()
+            os.close(lock)
             raise ConfigError(
                 f"a mesh is already running in {folder} (process {owner})",
                 hint="Stop it with Ctrl-C there, use it as it is (`blip status`), "
                 "or give this one a mesh.state_dir of its own.",
                 param="mesh.state_dir",
             ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        self._lock = lock
 
     def _check_ports(self) -> None:
         gateway = self.config.gateway
@@ -291,7 +301,11 @@ class LocalMesh:
                 try:
                     ready, report = await client.ready()
                     if ready:
-                        mesh = await client.mesh()
+                        try:
+                            mesh = await client.mesh()
+                        except Unauthorized:
+                            # only hashes of keys are known here; it lets us see no more than this
+                            return {"nodes": []}
                         if len(mesh["nodes"]) >= self.node_count:
                             return mesh
                         self._missing = f"{len(mesh['nodes'])} of {self.node_count} nodes are here"

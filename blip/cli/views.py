@@ -35,7 +35,8 @@ def status(url: str | None, api_key: str | None, *, as_json: bool) -> int:
     print(f"{client.url} is {'ready' if ready else 'not ready'}")
     for check in report["checks"]:
         word = "ok" if check["ok"] else "down" if check["required"] else "away"
-        print(f"  {word:<5}{check['name']}: {check['detail']}")
+        detail = f": {check['detail']}" if check["detail"] else ""
+        print(f"  {word:<5}{check['name']}{detail}")
     print("\n" + render.table(("NODE", "STATUS", "DEVICE", "FREE", "OF", "BUSY"), _devices(mesh)))
     replicas = [
         (node["name"], r["model"], r["device"], _state(r), f"{r['active']}/{r['slots']}")

@@ -131,11 +131,14 @@ def _path(finding: ErrorDetails, document: Any) -> Path:
     path: Path = []
     here = document
     for part in finding["loc"]:
-        if (isinstance(here, dict) and part in here) or (
-            isinstance(here, list) and isinstance(part, int) and part < len(here)
-        ):
-            here = here[part]
-            path.append(part)
+        if isinstance(here, dict):
+            inside = part in here
+        else:
+            inside = isinstance(here, list) and isinstance(part, int) and part < len(here)
+        if not inside:
+            continue
+        here = here[part]
+        path.append(part)
     if finding["type"] == "missing":
         path.append(finding["loc"][-1])
     return path

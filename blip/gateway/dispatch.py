@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import zmq
 
@@ -97,7 +97,7 @@ class Dispatcher:
         gateway_id: str,
         incarnation: int,
         request_timeout: float,
-        on_end: Callable[[LiveCall], None] | None = None,
+        store_health: Callable[[], Awaitable[Health]] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -107,7 +107,7 @@ class Dispatcher:
         self._id = gateway_id
         self._incarnation = incarnation
         self._timeout = request_timeout
-        self._on_end = on_end
+        self._store_health = store_health
         self._rng = rng or random.Random()
         # Ids are a random prefix and a counter: uuid4 costs 2 us, this costs 0.2.
         self._prefix = os.urandom(10)
@@ -171,8 +171,8 @@ class Dispatcher:
         """Tasks in flight, oldest first; then those that ended lately, newest first."""
         return [*map(self._view, self._calls.values()), *reversed(self._history)]
 
-    def health(self) -> list[Health]:
-        """What this gateway depends on."""
+    async def health(self) -> list[Health]:
+        """Look at everything this gateway depends on."""
         ready = [entry for entry in self._table.nodes.values() if entry.status == "ready"]
         broker = self._broker_usable
         return [
@@ -186,6 +186,7 @@ class Dispatcher:
             ),
             Health("nodes", bool(ready), f"{len(ready)} of {len(self._table.nodes)} ready", True),
             Health("accepting", not self._draining, "draining" if self._draining else "", True),
+            *([await self._store_health()] if self._store_health is not None else []),
         ]
 
     # --- life -------------------------------------------------------------------------------
@@ -323,8 +324,6 @@ class Dispatcher:
             return
         self._leave(call)
         self._history.append(self._view(call))
-        if self._on_end is not None:
-            self._on_end(call)
         if self._idle is not None and not self._calls and not self._idle.done():
             self._idle.set_result(None)
 

@@ -90,7 +90,7 @@ async def send_events(
     async with aclosing(exchange.news()) as news:
         batch = await anext(news)
         stream = EventStream(exchange.gateway.settings.heartbeat)
-        exchange.stamp(stream.response.headers)
+        exchange.stamp(stream.response)
         await stream.open(exchange.request)
         try:
             events = opening()

@@ -15,7 +15,6 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from aiohttp import web
-from multidict import CIMultiDict
 
 from blip.errors import BlipError, InternalError
 from blip.gateway.api import Api
@@ -105,11 +104,7 @@ class Exchange:
     def start(self, kind: Kind, model: str, inputs: Iterable[TaskInput]) -> None:
         """Start one task an input. Raises what :meth:`Mesh.call` raises."""
         self.kind, self.model = kind.name, model
-        options = Options(
-            tenant=self.tenant,
-            timeout=self.gateway.settings.request_timeout,
-            request_id=self.request_id,
-        )
+        options = Options(tenant=self.tenant, request_id=self.request_id)
         for value in inputs:
             self.calls.append(self.gateway.mesh.call(kind, model, value, options))
             self.answers.append(None)
@@ -205,8 +200,9 @@ class Exchange:
             call.cancel()  # a no-op for those that have ended
             self.gateway.metrics.task(self.kind, outcome, call.timing.first)
 
-    def stamp(self, headers: CIMultiDict[str]) -> None:
+    def stamp(self, response: web.StreamResponse) -> None:
         """Add the headers that say who served this and where its time went."""
+        headers = response.headers
         headers["X-Request-ID"] = self.request_id
         calls = self.calls
         if len(calls) == 1:

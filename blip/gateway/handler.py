@@ -54,7 +54,7 @@ def make_handler(gateway: Gateway, operation: Operation) -> Handler:
                 response = error_response(exchange.failure(error), exchange.request_id)
                 status = response.status
             if not response.prepared:
-                exchange.stamp(response.headers)
+                exchange.stamp(response)
             return response
         finally:
             exchange.close()

@@ -121,7 +121,7 @@ class Options:
 
 
 class Mesh(Protocol):
-    """The mesh as a gateway sees it. All of it is in memory: nothing here waits for a peer."""
+    """The mesh as a gateway sees it. All but ``health`` is in memory: it waits for nobody."""
 
     def call(self, kind: Kind, model: str, value: TaskInput, options: Options) -> Call:
         """Start a task.
@@ -144,6 +144,6 @@ class Mesh(Protocol):
         """Tasks in flight first, oldest first; then those that ended lately, newest first."""
         ...
 
-    def health(self) -> list[Health]:
-        """What this gateway depends on."""
+    async def health(self) -> list[Health]:
+        """Look at everything this gateway depends on."""
         ...

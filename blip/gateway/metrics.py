@@ -97,14 +97,12 @@ class Metrics(Collector):
             "Seconds from the request to the first part of the answer: time to first token.",
             labels=("kind",),
         )
-        families: tuple[tuple[HistogramMetricFamily, dict[tuple[str, ...], Histogram]], ...] = (
-            (requests, {**self.requests}),
-            (firsts, {**self.firsts}),
-        )
-        for family, histograms in families:
-            for labels, histogram in histograms.items():
-                family.add_metric(labels, histogram.buckets(), histogram.total)
-            yield family
+        for route, histogram in self.requests.items():
+            requests.add_metric(route, histogram.buckets(), histogram.total)
+        for kind, histogram in self.firsts.items():
+            firsts.add_metric(kind, histogram.buckets(), histogram.total)
+        yield requests
+        yield firsts
         tasks = CounterMetricFamily(
             "blip_tasks",
             "Tasks that ended, by 'succeeded' or the code of the error.",

@@ -23,6 +23,7 @@ from blip.config import Config, check_exposure
 from blip.errors import ConfigError
 from blip.gateway.app import build_app
 from blip.gateway.dispatch import Dispatcher
+from blip.gateway.mesh import Health
 from blip.gateway.settings import GatewaySettings
 from blip.store import Announcer, Store
 from blip.store.finder import find, start_following
@@ -66,16 +67,17 @@ async def serve(config: Config, listener: socket.socket, stop: asyncio.Event) ->
             api_keys=dict(config.gateway.api_keys),
             request_timeout=config.gateway.request_timeout,
         )
+        store = await Store.open_if_there(
+            config.store.url, config.mesh.state_dir, config.mesh.id, name="blip-gateway"
+        )
         dispatcher = Dispatcher(
             context=context,
             gateway_id=gateway_id,
             incarnation=incarnation,
             request_timeout=config.gateway.request_timeout,
+            store_health=partial(_store_health, store),
         )
         stack.callback(dispatcher.close)
-        store = await Store.open_if_there(
-            config.store.url, config.mesh.state_dir, config.mesh.id, name="blip-gateway"
-        )
         app = build_app(dispatcher, settings)
         runner = web.AppRunner(
             app,
@@ -171,6 +173,14 @@ def _process(settings: str, parent: int) -> None:
     # Ctrl-C reaches the whole group; the parent passes it on as SIGTERM, and twice would force
     listen = _listen(config, shared=True)
     sys.exit(lifecycle.run(lambda stop: serve(config, listen, stop), signals=(signal.SIGTERM,)))
+
+
+async def _store_health(store: Store | None) -> Health:
+    """No synchronous request needs the store, so it is never required."""
+    if store is None:
+        return Health("store", False, "no store was found when this gateway started", False)
+    found = await store.healthy()
+    return Health("store", found.ok, found.engine if found.ok else found.reason, False)
 
 
 def _use(dispatcher: Dispatcher, endpoints: list[str], host: str) -> None:

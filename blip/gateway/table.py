@@ -91,9 +91,10 @@ class NodeTable:
             )
         names = sorted({name for k, name in self._serving if k == kind})
         near = difflib.get_close_matches(model, names, n=3, cutoff=0.4)
+        # in the message too: clients show that, and seldom the hint
+        guess = "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else ""
         return ModelNotFound(
-            f"no node serves a model '{model}' for '{kind}'",
+            f"no node serves a model '{model}' for '{kind}'{guess}",
             param="model",
-            hint=f"Did you mean {' or '.join(near)}?" if near else "",
             details={"near": near},
         )

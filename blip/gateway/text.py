@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel
@@ -22,6 +22,8 @@ from blip.kinds.text import (
 
 #: OpenAI's word for "so unlikely that it does not matter"; JSON has no minus infinity.
 _LEAST = -9999.0
+
+Input = TypeVar("Input", bound=TextInput)
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -44,7 +46,7 @@ def usage_of(answers: Sequence[Answer | None], choices: int) -> Usage:
     )
 
 
-def with_seeds(value: TextInput, choices: int) -> Iterable[TextInput]:
+def with_seeds(value: Input, choices: int) -> list[Input]:
     """Return one input a choice, each with a seed of its own if the request set one."""
     if choices == 1 or value.seed is None:
         return [value] * choices
@@ -88,7 +90,7 @@ async def collect(exchange: Exchange) -> list[Draft]:
 def _draft(result: Result) -> Draft:
     deltas = [delta_from_wire(part) for part in result.parts]
     finish = finish_from_wire(result.answer.payload)
-    rows = [row for piece in (*deltas, finish) for row in piece.logprobs or ()]
+    rows = [row for delta in deltas for row in delta.logprobs or ()] + list(finish.logprobs or ())
     text = "".join([*(delta.text for delta in deltas), finish.text])
     return Draft(text, rows, finish.reason)
 

@@ -46,7 +46,8 @@ def input_from_wire(kind: Kind, payload: bytes | memoryview) -> Any:
     Raises :class:`~blip.errors.InvalidRequest` naming the field, never anything else.
     """
     try:
-        return kind.input.model_validate(msgpack.unpackb(payload))
+        # maps keyed by numbers are meant: a logit_bias is keyed by token ids
+        return kind.input.model_validate(msgpack.unpackb(payload, strict_map_key=False))
     except ValidationError as error:
         raise invalid_request(error) from None
     except Exception:

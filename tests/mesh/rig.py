@@ -101,7 +101,7 @@ class Rig:
         self.dispatcher.use_broker(self.endpoint)
         for number in range(self._count):
             await self.start_node(f"node-{number + 1}")
-        await self.until(lambda: self.loaded() >= self._count)
+        await self.until(lambda: self.loaded() >= self._count, 90.0)
         return self
 
     async def __aexit__(self, *exc: object) -> None:

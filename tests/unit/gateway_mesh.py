@@ -157,7 +157,7 @@ class MemoryMesh:
     def tasks(self) -> list[TaskView]:
         return [TaskView("0" * 32, "chat", "parrot", "running", "büro-1", 1, 0.5)]
 
-    def health(self) -> list[Health]:
+    async def health(self) -> list[Health]:
         return self.checks
 
 

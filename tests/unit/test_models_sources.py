@@ -496,7 +496,8 @@ def _etag(data: bytes) -> str:
 def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeHub]]:
     import huggingface_hub.constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    # as in a worker, where loading must not touch the network
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

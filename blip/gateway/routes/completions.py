@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from aiohttp import web
 from pydantic import BaseModel, Field
@@ -52,8 +52,8 @@ class CompletionRequest(SamplingRequest):
         if isinstance(prompt, str):
             return [prompt]
         if isinstance(prompt[0], int):
-            return [prompt]  # type: ignore[list-item]  # the first element tells for all
-        return prompt  # type: ignore[return-value]
+            return [prompt]  # the first element tells for all
+        return cast("list[str | list[int]]", prompt)
 
     def check(self, at: str = "") -> None:
         """Raise :class:`~blip.errors.InvalidRequest` for what the types alone do not say."""

@@ -79,7 +79,7 @@ async def _send_bytes(exchange: Exchange, chunks: list[Payload]) -> web.StreamRe
     """Write the chunks as they lie in memory, none of them copied."""
     response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
     response.content_length = sum(len(chunk) for chunk in chunks)
-    exchange.stamp(response.headers)
+    exchange.stamp(response)
     await response.prepare(exchange.request)
     for chunk in chunks:
         await response.write(chunk)

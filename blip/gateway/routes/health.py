@@ -49,7 +49,7 @@ async def readyz(exchange: Exchange) -> web.StreamResponse:
     """Say whether requests can be served, dependency by dependency."""
     checks = [
         Check(name=health.name, ok=health.ok, detail=health.detail, required=health.required)
-        for health in exchange.gateway.mesh.health()
+        for health in await exchange.gateway.mesh.health()
     ]
     ready = all(check.ok for check in checks if check.required)
     view = Readiness(ready=ready, checks=checks)

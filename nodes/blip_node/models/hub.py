@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -71,22 +72,23 @@ def download(source: Hub, cache: Path, report: Callable[[float], None]) -> Path:
     what = f"{source.repo}@{source.revision}"
     endpoint = os.environ.get("HF_ENDPOINT")
     try:
-        info = huggingface_hub.HfApi(endpoint).model_info(
-            source.repo, revision=source.revision, files_metadata=True
-        )
-        total = sum(
-            file.size or 0
-            for file in info.siblings or []
-            if any(fnmatch(file.rfilename, pattern) for pattern in PATTERNS)
-        )
-        folder = huggingface_hub.snapshot_download(
-            source.repo,
-            revision=source.revision,
-            cache_dir=cache,
-            allow_patterns=PATTERNS,
-            endpoint=endpoint,
-            tqdm_class=_bar(lambda done: report(min(1.0, done / max(1, total)))),
-        )
+        with _online():
+            info = huggingface_hub.HfApi(endpoint).model_info(
+                source.repo, revision=source.revision, files_metadata=True
+            )
+            total = sum(
+                file.size or 0
+                for file in info.siblings or []
+                if any(fnmatch(file.rfilename, pattern) for pattern in PATTERNS)
+            )
+            folder = huggingface_hub.snapshot_download(
+                source.repo,
+                revision=source.revision,
+                cache_dir=cache,
+                allow_patterns=PATTERNS,
+                endpoint=endpoint,
+                tqdm_class=_bar(lambda done: report(min(1.0, done / max(1, total)))),
+            )
     except errors.GatedRepoError:
         raise ModelLoadFailed(
             f"{what} is gated",
@@ -104,6 +106,22 @@ def download(source: Hub, cache: Path, report: Callable[[float], None]) -> Path:
         ) from error
     report(1.0)
     return Path(folder)
+
+
+@contextmanager
+def _online() -> Iterator[None]:
+    """Let the library reach the hub although workers are started with ``HF_HUB_OFFLINE``.
+
+    That variable keeps *loading* off the network; whether to download was decided by the node's
+    own setting before we came here.
+    """
+    from huggingface_hub import constants
+
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 def _bar(report: Callable[[int], None]) -> type:
