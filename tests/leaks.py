@@ -27,6 +27,8 @@ import psutil
 import pytest
 import zmq
 
+from blip import lifecycle
+
 #: ``(kind, identity)`` of something held, and how to describe it to a person.
 Held = Mapping[tuple[str, object], str]
 
@@ -165,6 +167,8 @@ def _descriptors() -> Iterator[tuple[str, object, str]]:
 def pytest_configure() -> None:
     """Note sockets from the start."""
     watch_zmq()
+    # libuv opens a pipe for signals with the first loop of a process and keeps it
+    lifecycle.new_event_loop().close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

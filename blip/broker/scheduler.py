@@ -250,9 +250,13 @@ class Scheduler:
             self._dequeue(ticket)
             error = refusals.expired(now - ticket.enqueued)
             commands.append((ticket.gateway, self._deny(ticket.place, error, now)))
-        tickets = dict.fromkeys(self.tickets.first(self.settings.lookahead))
-        tickets.update(dict.fromkeys(self._stranded()))
-        return commands + self._replan(tickets, now)
+        commands += self._replan(self._stranded(), now)
+        while True:
+            window = self.tickets.first(self.settings.lookahead)
+            answered = self._replan(window, now)
+            commands += answered
+            if not window or len(answered) < len(window):
+                return commands
 
     # --- asking -----------------------------------------------------------------------------
 
@@ -408,10 +412,16 @@ class Scheduler:
                 candidate = None if group is None else group.members.get(key)
                 if candidate is not None and candidate.shelf is not None:
                     candidates[lane] = candidate
-            for ticket in self.tickets.first_of(candidates, self.settings.lookahead):
-                grant = self._offer(candidates[ticket.lane], ticket, now)
-                if grant is not None:
-                    commands.append((ticket.gateway, grant))
+            more = True
+            while more:
+                window = self.tickets.first_of(candidates, self.settings.lookahead)
+                more = bool(window)
+                for ticket in window:
+                    grant = self._offer(candidates[ticket.lane], ticket, now)
+                    if grant is None:
+                        more = False
+                    else:
+                        commands.append((ticket.gateway, grant))
         return commands
 
     def _offer(self, candidate: Candidate, ticket: Ticket, now: float) -> Grant | None:

@@ -265,6 +265,10 @@ def demo(
     keep: Annotated[
         bool, typer.Option("--keep", help="Stay up at http://127.0.0.1:8001 afterwards.")
     ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", "-p", min=1, max=65535, help="That port instead.", metavar="PORT"),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show what the roles log.")
     ] = False,
@@ -272,7 +276,7 @@ def demo(
     """Try a mesh of two nodes and check its answers."""
     from blip.cli import demo
 
-    return demo.demo(keep=keep, stream=verbose)
+    return demo.demo(keep=keep, port=port, stream=verbose)
 
 
 @bench_app.command("overhead")

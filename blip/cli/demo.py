@@ -15,7 +15,7 @@ from blip.cli import FAILURE, INTERRUPTED, render
 from blip.cli.ask import cosine
 from blip.cli.local import LocalMesh, free_port
 from blip.cli.up import READY_LIMIT, ctrl_c, interrupted
-from blip.client import AsyncBlip
+from blip.client import DEFAULT_URL, AsyncBlip
 from blip.config import Config, load
 from blip.config.schema import default_state_dir
 from blip.errors import BlipError, ConfigError, ModelLoadFailed, RuntimeFailed
@@ -42,10 +42,11 @@ SENTENCES = (
 TWO_QUESTIONS = ("What is the capital of Japan?", "What is 2 + 2?")
 
 
-def demo(*, keep: bool, stream: bool) -> int:
+def demo(*, keep: bool, port: int | None, stream: bool) -> int:
     """Run the demo; return 0 if all it showed was right.
 
-    With ``keep`` the mesh stays up until Ctrl-C. Raises :class:`~blip.errors.BlipError`.
+    With ``keep`` the mesh stays up until Ctrl-C. ``port`` is the gateway's; None chooses.
+    Raises :class:`~blip.errors.BlipError`.
     """
     source = find_settings()
     home = default_state_dir() / "demo" if keep else Path(tempfile.mkdtemp(prefix="blip-demo-"))
@@ -55,7 +56,7 @@ def demo(*, keep: bool, stream: bool) -> int:
         env={},
         overrides={
             "mesh.state_dir": home,
-            "gateway.port": KEEP_PORT if keep else free_port(),
+            "gateway.port": port or (KEEP_PORT if keep else free_port()),
             "broker.bind": f"tcp://127.0.0.1:{free_port()}",
         },
     ).config
@@ -115,7 +116,8 @@ async def _demo(config: Config, keep: bool, stream: bool) -> int:
                 raise
             print(f"\nAll of it was right. The mesh answered at {mesh.url}", flush=True)
             if keep:
-                print(_TRY.format(url=mesh.url), flush=True)
+                url = "" if mesh.url == DEFAULT_URL else f" --url {mesh.url}"
+                print(_TRY.format(url=mesh.url, option=url), flush=True)
                 return await mesh.ended()
     return 0
 
@@ -123,8 +125,8 @@ async def _demo(config: Config, keep: bool, stream: bool) -> int:
 _TRY = """
 It stays up until Ctrl-C. In another terminal:
 
-  blip run smollm2 "Tell me a joke"
-  blip status
+  blip run{option} smollm2 "Tell me a joke"
+  blip status{option}
   curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "smollm2", "messages": [{{"role": "user", "content": "Hello!"}}]}}'"""
 

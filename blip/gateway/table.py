@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import difflib
 
-from blip.errors import BlipError, ModelNotFound, NoNode
+from blip.errors import BlipError, ModelLoadFailed, ModelNotFound, NoNode
 from blip.gateway.mesh import ServedModel
 from blip.protocol.messages import NodeEntry, Nodes
 
@@ -17,6 +17,7 @@ class NodeTable:
         self.nodes: dict[str, NodeEntry] = {}
         self.served: list[ServedModel] = []
         self._serving: set[tuple[str, str]] = set()
+        self._broken: dict[str, str] = {}
         self._unconfirmed: set[str] = set()
 
     def update(self, nodes: Nodes) -> list[str]:
@@ -53,12 +54,16 @@ class NodeTable:
 
     def _index(self) -> None:
         serving: set[tuple[str, str]] = set()
+        broken: dict[str, str] = {}
         found: dict[str, tuple[set[str], list[int], list[str]]] = {}
         ready: collections.Counter[str] = collections.Counter()
         for entry in self.nodes.values():
             if entry.status == "lost":
                 continue
             for model in entry.advert.models:
+                if not model.kinds:  # its node could not even find out what it does
+                    broken[model.name] = f"{model.error} (node {entry.name})"
+                    continue
                 kinds, contexts, names = found.setdefault(model.name, (set(), [], []))
                 kinds.update(model.kinds)
                 names.append(entry.name)
@@ -68,6 +73,7 @@ class NodeTable:
             for replica in entry.advert.replicas:
                 ready[replica.model] += replica.state == "ready"
         self._serving = serving
+        self._broken = broken
         self.served = [
             ServedModel(
                 name,
@@ -89,6 +95,8 @@ class NodeTable:
                 f"the model '{model}' does not do '{kind}', only {', '.join(other)}",
                 param="model",
             )
+        if model in self._broken:
+            return ModelLoadFailed(self._broken[model])
         names = sorted({name for k, name in self._serving if k == kind})
         near = difflib.get_close_matches(model, names, n=3, cutoff=0.4)
         # in the message too: clients show that, and seldom the hint

@@ -76,7 +76,7 @@ class Event(Enum):
     DONE = "done"  # the node finished it
     CANCEL = "cancel"  # the client went away or asked
     EXPIRE = "expire"  # the task's deadline passed
-    STOPPED = "stopped"  # the node confirms the cancel, or cannot any more
+    STOPPED = "stopped"  # the node confirms the cancel, ended otherwise, or cannot confirm any more
 
 
 #: Every legal transition. What is missing is stale or illegal: dropped, and the state stays.
@@ -111,9 +111,6 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     State.CANCELLING: {
         Event.ACCEPT: State.CANCELLING,
         Event.DATA: State.CANCELLING,
-        Event.DONE: State.CANCELLED,
-        Event.RETRY: State.CANCELLED,
-        Event.GIVE_UP: State.CANCELLED,
         Event.STOPPED: State.CANCELLED,
     },
     State.SUCCEEDED: {},

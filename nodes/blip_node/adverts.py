@@ -29,7 +29,7 @@ def advert(
         number,
         draining,
         [_device(reading, speed, bandwidth) for reading in capacity.readings],
-        [entry.advert(now, gpu=gpu) for entry in catalogue],
+        catalogue.adverts(now, gpu=gpu),
         [replica.advert(now) for replica in replicas],
         executions.running(),
     )

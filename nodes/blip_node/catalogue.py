@@ -77,11 +77,18 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
-        #: Configured models that cannot be offered at all, and why.
+        #: Models that cannot be offered as they are, and why.
         self.rejected: dict[str, BlipError] = {}
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
+
+    def adverts(self, now: float, *, gpu: bool) -> list[messages.Model]:
+        """Describe every model, those that cannot be offered with their reason and no kind."""
+        rejected = [
+            messages.Model(name, [], error=error.message) for name, error in self.rejected.items()
+        ]
+        return [entry.advert(now, gpu=gpu) for entry in self] + rejected
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip.errors import BlipError, Cancelled, ModelLoadFailed, RuntimeFailed
+from blip.errors import BlipError, Cancelled, ModelLoadFailed, RuntimeFailed, WorkerCrashed
 from blip.kinds import KINDS, Kind, input_from_wire
 from blip.lifecycle import die_with_parent
 from blip.protocol.credit import SendWindow
@@ -252,6 +252,9 @@ class Worker:
         except BlipError as error:
             self._flush()
             self._pipe.send(Row.FAILED, job.id, *error.to_wire())
+            if isinstance(error, WorkerCrashed):
+                # the runtime says that this process is beyond repair (its GPU is lost, say)
+                self._stop()
         except Exception as error:
             log.exception("job of kind %s", job.kind.name)
             self._flush()

@@ -52,7 +52,7 @@ async def test_a_slow_reader_stops_its_own_stream_only() -> None:
 
 async def test_unknown_models_name_near_ones() -> None:
     async with Rig() as rig:
-        with pytest.raises(ModelNotFound, match="'echoo'.*did you mean 'echo'"):
+        with pytest.raises(ModelNotFound, match=r"'echoo'.*did you mean 'echo'"):
             rig.call("echo", "echoo", EchoInput())
         with pytest.raises(ModelNotFound, match="does not do 'chat'"):
             rig.call("chat", "echo", EchoInput())

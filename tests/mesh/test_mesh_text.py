@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import array
 import asyncio
+from pathlib import Path
+from shutil import copytree
 
 import pytest
 
-from blip.errors import BlipError, ContextTooLong, ModelLoadFailed
+from blip.errors import ContextTooLong, ModelLoadFailed
 from blip.gateway.call import LiveCall
 from blip.kinds.chat import ChatInput, ChatMessage
 from blip.kinds.completion import CompletionInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.text import delta_from_wire, finish_from_wire
-from tests.mesh.rig import TINY, Rig
+from tests.mesh.rig import ECHO, TINY, Rig
 
 ZEN = "Recite the Zen of Python."
 
@@ -107,24 +109,30 @@ async def test_concurrent_chats_each_get_their_own_answer() -> None:
         assert {call.node for call in calls} == {"node-1", "node-2"}
 
 
-async def test_a_model_that_cannot_be_loaded_fails_once_with_its_reason(tmp_path: object) -> None:
-    from pathlib import Path
-    from shutil import copytree
+async def test_a_model_with_broken_files_says_so_and_harms_no_other(tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    copytree(TINY["tiny-chat"]["source"], cut)
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    async with Rig(models={"cut": {"source": str(cut)}, **ECHO}) as rig:
+        with pytest.raises(ModelLoadFailed, match=r"cut off.*node-1"):
+            rig.call("chat", "cut", chat("hello"))
+        assert [model.name for model in rig.dispatcher.models()] == ["echo"]
 
-    broken = Path(str(tmp_path)) / "broken"
+
+async def test_a_model_that_cannot_be_loaded_fails_once_with_its_reason(tmp_path: Path) -> None:
+    # its headers are right, so it is offered; its tokenizer is not, which only loading tells
+    broken = tmp_path / "broken"
     copytree(TINY["tiny-chat"]["source"], broken)
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])  # the headers are whole, the data is not
+    (broken / "tokenizer.json").write_text("{}")
     async with Rig(models={"broken": {"source": str(broken)}}) as rig:
-        call = rig.call("chat", "broken", chat("hello"))
         with pytest.raises(ModelLoadFailed):
-            await call.answer()
+            await rig.call("chat", "broken", chat("hello")).answer()
         await rig.until(
             lambda: any(model.error for n in rig.dispatcher.nodes() for model in n.advert.models)
         )
-        # from now on the reason is known and no worker is started for it
-        workers = rig.nodes[0].workers()
-        with pytest.raises(BlipError) as error:
+        await rig.until(lambda: rig.nodes[0].workers() == [])
+        # from now on the reason is known, and no worker is started for it
+        with pytest.raises(ModelLoadFailed):
             await rig.call("chat", "broken", chat("hello")).answer()
-        assert error.value.status == 503
-        assert rig.nodes[0].workers() == workers
+        assert rig.nodes[0].workers() == []

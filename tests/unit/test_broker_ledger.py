@@ -189,7 +189,9 @@ def test_work_of_others_counts(ledger: Ledger) -> None:
     account = ledger.account("a", "gpu0", "m")
     grant(ledger, 1, account)
     # 3 active and 2 queued, one of them ours
-    statement = advert(replicas=[ready(slots=4, active=3, queued=2)], running=running(1, 7, 8, 9, 10))
+    statement = advert(
+        replicas=[ready(slots=4, active=3, queued=2)], running=running(1, 7, 8, 9, 10)
+    )
     assert ledger.reconcile("a", statement).changed == {account}
     assert (account.leases, account.external, account.load) == (1, 4, 5)
     # one of ours that the node has not listed yet does not hide others' work

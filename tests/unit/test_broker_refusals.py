@@ -43,7 +43,9 @@ def test_lost_nodes_are_no_nodes() -> None:
 
 
 def test_an_unknown_model_with_near_names() -> None:
-    broker = mesh(advert(models=[model("llama-3-8b"), model("llama-3-70b"), model("pony", "image")]))
+    broker = mesh(
+        advert(models=[model("llama-3-8b"), model("llama-3-70b"), model("pony", "image")])
+    )
     answer = deny(broker, model="lama-3-8b")
     assert answer.code == "model_not_found"
     assert "did you mean 'llama-3-8b' or 'llama-3-70b'?" in answer.text

@@ -160,7 +160,9 @@ def test_a_burst_loads_a_batching_model_on_one_node_only() -> None:
     broker = scheduler()
     for name in "abcdef":
         join(broker, name, advert(models=[model(slots=16)]))
-    nodes = Counter(granted(broker.place(place(units=100), G, step / 100)).node for step in range(6))
+    nodes = Counter(
+        granted(broker.place(place(units=100), G, step / 100)).node for step in range(6)
+    )
     assert len(nodes) == 1, nodes
     check(broker)
 
@@ -275,7 +277,9 @@ def test_foreign_programs_count() -> None:
 
 def test_others_attempts_fill_slots() -> None:
     broker = scheduler()
-    join(broker, "a", advert(models=[model(slots=2)], replicas=[ready(slots=2, active=2, queued=1)]))
+    join(
+        broker, "a", advert(models=[model(slots=2)], replicas=[ready(slots=2, active=2, queued=1)])
+    )
     join(broker, "b", advert([device(speed=0.5)], [model(slots=2)], [ready(slots=2)]))
     assert granted(broker.place(place(units=40), G, 0.0)).node == "b"
     check(broker)

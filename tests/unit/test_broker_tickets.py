@@ -115,9 +115,7 @@ def test_deadlines_of_tickets_served_long_before_do_not_pile_up() -> None:
 
 @given(
     st.lists(
-        st.tuples(
-            st.integers(1, 10), st.floats(0, 100), st.floats(0, 100), st.sampled_from("abc")
-        ),
+        st.tuples(st.integers(1, 10), st.floats(0, 100), st.floats(0, 100), st.sampled_from("abc")),
         max_size=30,
     ),
     st.data(),

@@ -40,7 +40,9 @@ def python(
         text=True,
         check=False,
         timeout=60,
-        env={**os.environ, **(env or {})},
+        # coverage, where it follows subprocesses, imports what it measures
+        env={key: text for key, text in os.environ.items() if not key.startswith("COVERAGE_")}
+        | (env or {}),
     )
 
 

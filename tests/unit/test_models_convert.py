@@ -11,13 +11,17 @@ import pytest
 
 from blip.errors import ModelLoadFailed
 from blip_node.models import ModelSpec, describe, prepare
-from blip_node.models.convert import convert
+from blip_node.models.convert import convert, main
 from blip_node.models.prepare import fingerprint
 from tests.models.random_models import TINY_CHAT, make_random
 from tests.models.raw_files import GGUF
 
 import torch  # isort: skip  (after random_models has set the environment)
 import transformers  # isort: skip
+
+
+# children import torch, which takes its time on a busy machine
+pytestmark = pytest.mark.timeout(300)
 
 
 def write_gguf(source: Path, target: Path) -> Path:
@@ -89,6 +93,15 @@ def test_the_weights_are_the_same(original: Path, gguf_path: Path, tmp_path: Pat
     assert tokenizer.chat_template == its_own.chat_template
     generation = transformers.GenerationConfig.from_pretrained(tmp_path)
     assert generation.eos_token_id == 2
+
+
+def test_the_command_tells_its_progress(
+    gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", ["convert", str(gguf_path), str(tmp_path)])
+    main()
+    assert [float(line) for line in capsys.readouterr().out.split()] == [0.3, 0.9, 1.0]
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 def test_two_agents_convert_once(gguf_path: Path, tmp_path: Path) -> None:

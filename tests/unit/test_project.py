@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -137,8 +138,11 @@ def test_pure_modules_are_pure(name: str) -> None:
 
 
 def run(code: str) -> str:
+    # coverage, where it follows subprocesses, imports what it measures
+    env = {key: text for key, text in os.environ.items() if not key.startswith("COVERAGE_")}
+    env["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "nodes")))
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
     )
     return done.stdout
 

@@ -299,7 +299,7 @@ def test_unknown_types_are_passed_on_with_their_frames(task: bytes) -> None:
 def test_a_new_field_may_stand_behind_a_payload(monkeypatch: pytest.MonkeyPatch) -> None:
     """New fields go to the end; a payload is found by its name, not by being last."""
     places = {Submit: 5, Data: 1, Done: 7}
-    assert codec._PAYLOAD_AT == places
+    assert places == codec._PAYLOAD_AT
     large = bytes(INLINE_LIMIT + 1)
 
     class NewerData(typing.NamedTuple):

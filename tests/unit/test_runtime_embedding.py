@@ -403,6 +403,23 @@ class TestLoading:
         with pytest.raises(ModelLoadFailed, match="set to 65 tokens, the model allows 64"):
             load(TINY_EMBED, context=65)
 
+    @pytest.mark.parametrize(
+        ("error", "expected"),
+        [
+            (ValueError("odd"), ModelLoadFailed),
+            (torch.OutOfMemoryError("CUDA out of memory."), NoCapacity),
+        ],
+    )
+    def test_a_model_that_cannot_encode(
+        self, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[Exception]
+    ) -> None:
+        def fail(*args: Any, **kwargs: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(transformers.BertModel, "forward", fail)
+        with pytest.raises(expected, match=r"cannot encode a text: odd|ran out of memory"):
+            load(TINY_EMBED)
+
     def test_closing_before_loading_is_fine(self) -> None:
         EmbeddingRuntime().close()
 

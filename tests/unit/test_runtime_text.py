@@ -647,5 +647,44 @@ class TestLoading:
         with pytest.raises(NoCapacity, match="'a-model' does not fit on cpu"):
             load(llama_folder)
 
+    def test_too_little_memory_for_a_first_step_is_no_capacity(
+        self, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*args: Any, **kwargs: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", full)
+        with pytest.raises(NoCapacity, match="ran out of memory"):
+            load(llama_folder)
+
+    def test_tokenizers_that_cannot_stream_are_refused(
+        self, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain = type("Plain", (), {"backend_tokenizer": None})()
+        monkeypatch.setattr(
+            transformers.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: plain
+        )
+        with pytest.raises(ModelLoadFailed, match=r"no tokenizer\.json form"):
+            load(llama_folder)
+
+    @pytest.mark.parametrize(
+        ("models_own", "tokenizers", "stop_ids"),
+        [([1, 2], 0, {1, 2}), (3, 0, {3}), (None, 2, {2}), (None, None, set())],
+    )
+    async def test_who_says_what_ends_an_answer(
+        self, tmp_path: Path, models_own: Any, tokenizers: int | None, stop_ids: set[int]
+    ) -> None:
+        folder = make_random(tmp_path, eos_token_id=None)
+        generation = {} if models_own is None else {"eos_token_id": models_own}
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        del config["eos_token"]
+        if tokenizers is not None:
+            config["eos_token"] = ["<|endoftext|>", "", "<|im_end|>"][tokenizers]
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        runtime = load(folder)
+        runtime.close()
+        assert runtime._engine._stop_ids == stop_ids  # type: ignore[union-attr]
+
     def test_closing_before_loading_is_fine(self) -> None:
         TextRuntime().close()
