@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 
-from blip.errors import BlipError
+from blip.errors import BlipError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +38,16 @@ def run(
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(_until_signalled(role, signals))
     except BlipError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return 1
+        return report(error)
     return 0
+
+
+def report(error: BlipError) -> int:
+    """Print an error for people and return the exit code: 2 for what they configured, else 1."""
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) else 1
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

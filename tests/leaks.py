@@ -10,7 +10,6 @@ so is what a failed test left, since its traceback holds on to it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import inspect
 import itertools
@@ -26,6 +25,7 @@ from typing import Any
 import psutil
 import pytest
 import zmq
+from zmq.utils import garbage
 
 from blip import lifecycle
 
@@ -57,6 +57,12 @@ def watch_zmq() -> None:
 
     def noting(kind: str, init: Callable[..., None]) -> Callable[..., None]:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            if garbage.gc.thread is None:
+                # pyzmq's own thread, which hands back what was sent without copying
+                before = held()
+                garbage.gc.thread = garbage.GarbageCollectorThread(garbage.gc)  # makes one too
+                garbage.gc.start()
+                _lasting.update(key for key in held() if key not in before)
             init(self, *args, **kwargs)
             if not self._shadow:  # another object closes it
                 _made.append((next(_numbers), kind, weakref.ref(self)))
@@ -111,14 +117,8 @@ def _zmq() -> Iterator[tuple[str, object, str]]:
     for number, kind, reference in _made:
         it = reference()
         if it is not None and not it.closed:
-            yield kind, number, _describe(it)
-
-
-def _describe(it: zmq.Socket[bytes] | zmq.Context[zmq.Socket[bytes]]) -> str:
-    if isinstance(it, zmq.Socket):
-        with contextlib.suppress(zmq.ZMQError):
-            return f"{zmq.SocketType(it.socket_type).name} {it.last_endpoint!r}"
-    return repr(it)
+            # asking a socket anything could swallow its wake-up
+            yield kind, number, repr(it)
 
 
 def _threads() -> Iterator[tuple[str, object, str]]:
@@ -129,10 +129,14 @@ def _threads() -> Iterator[tuple[str, object, str]]:
 
 def _children() -> Iterator[tuple[str, object, str]]:
     for pid in _child_pids():
-        with contextlib.suppress(psutil.NoSuchProcess):
+        try:
             command = " ".join(psutil.Process(pid).cmdline())
-            if not any(server in command for server in SERVERS):
-                yield "child process", pid, f"{pid}: {command or 'ended, never waited for'}"
+        except psutil.ZombieProcess:
+            command = "ended, and nobody waited for it"
+        except psutil.NoSuchProcess:
+            continue
+        if not any(server in command for server in SERVERS):
+            yield "child process", pid, f"{pid}: {command}"
 
 
 def _child_pids() -> list[int]:
@@ -218,9 +222,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     """Compare, once every fixture of the test is torn down."""
     result = yield
-    before = item.stash.get(_before, None)
-    if before is not None and not item.stash.get(_failed, False):
-        _judge(item, left(before))
+    if _before in item.stash and not item.stash.get(_failed, False):
+        _judge(item, left(item.stash[_before]))
     return result
 
 

@@ -14,6 +14,10 @@ _TEXT = "x" * 100
 _MIB = 1024 * 1024
 #: Tokens a second of one stream: a fast model, faster than anyone reads.
 _PACE = 50
+#: Intervals between two tokens over which the paced streams start. Over one alone they would be a
+#: burst, in step with each other ever after; and as 13 and 64 have no common divisor, starts that
+#: are spread evenly over 13 intervals leave the ticks spread evenly over each.
+_SPREAD = 13
 #: Tokens of one unpaced stream.
 _FLOOD = 64
 
@@ -47,8 +51,8 @@ class Case:
         events, stagger = self.chunks, 0.0
         if self.rate:
             events = max(2, round(self.rate * seconds))
-            stagger = 1 / self.rate
-            body |= {"interval": stagger, "stamp": True}
+            stagger = _SPREAD / self.rate
+            body |= {"interval": 1 / self.rate, "stamp": True}
         if self.streamed:
             body |= {"stream": True, "chunks": events}
         return Load(

@@ -132,8 +132,13 @@ class Index:
             self._observe(site, replicas.get((site.device.info.id, site.model.name)), now)
             if before != (site.state, site.slots):
                 better[site.device] = None
-        for device in node.devices.values():
+        for device_id, device in node.devices.items():
             _reserve(device)
+            device.leaving = sum(
+                max(0, replica.memory)
+                for replica in advert.replicas
+                if replica.device == device_id and replica.state == "stopping"
+            )
             if device.free > free.get(device.info.id, 0) + MEMORY_GAIN:
                 better[device] = None
         for site in touched:
@@ -175,6 +180,7 @@ class Index:
             site.pending = True
             site.ready_at = now + quote.wait + quote.load
             site.victims = quote.victims
+            site.device.loaded_at = now
             site.device.warm[site.model.name] = site
             for victim in quote.victims:
                 victim.doomed = True

@@ -13,6 +13,9 @@ from blip.broker.ledger import Key
 from blip.broker.settings import Settings
 from blip.broker.sites import Candidate, DeviceRecord, Group, Site, State
 
+#: Seconds until memory is what adverts say, after something was loaded or unloaded: an advert.
+SETTLING = 1.0
+
 
 class Quote(NamedTuple):
     """What one attempt would cost at one candidate, in seconds.
@@ -180,21 +183,35 @@ class Quotes:
             eviction.victims,
         )
 
-    def fits(self, site: Site, now: float) -> bool:
-        """Whether the model is on the device or could be, if need be once others are done."""
-        return site.state is not State.COLD or self._evict(site, now) is not None
+    def fits(self, site: Site) -> bool:
+        """Whether the model is on the device, or could be once others are done."""
+        return site.state is not State.COLD or self._need(site) <= self.obtainable(site.device)
 
-    def obtainable(self, device: DeviceRecord) -> int:
-        """Bytes that a model could have if all of ours on that device went."""
-        ours = sum(site.memory for site in device.warm.values())
-        return max(0, device.free + ours - self._settings.headroom)
+    def obtainable(self, device: DeviceRecord) -> float:
+        """Bytes that a model could have if all of ours on that device went.
+
+        On the high side while something is being loaded or unloaded: nobody should be turned
+        away for good because of a state that lasts a second.
+        """
+        if device.info.memory_total <= 0:
+            return math.inf  # it does not tell its size: the load itself decides
+        ours = sum(site.memory for site in device.warm.values()) + device.leaving
+        there = min(device.info.memory_total, device.info.memory_free + ours)
+        return max(0, there - self._settings.headroom)
+
+    @staticmethod
+    def _need(site: Site) -> int:
+        return max(0, site.model.memory)
 
     def _evict(self, site: Site, now: float) -> _Eviction | None:
         """Find what would have to go for a cold site to be loaded; None if that is not enough."""
         device = site.device
-        short = site.model.memory + self._settings.headroom - device.free
-        if short <= 0 or site.model.memory <= 0 or device.info.memory_total <= 0:
-            return _NOTHING  # a device that does not tell its size: the load itself decides
+        need = self._need(site)
+        short = need + self._settings.headroom - device.free
+        if short <= 0 or need == 0 or device.info.memory_total <= 0:
+            return _NOTHING
+        if need > self.obtainable(device):
+            return None
         # Idle ones first: the one unused for longest, and cheap to reload before dear. Then those
         # at work, the one that is done first before the others.
         order = []
@@ -214,7 +231,10 @@ class Quotes:
                 victims.append(other)
                 short -= other.memory
                 wait = delay
-        return None if short > 0 else _Eviction(tuple(victims), wait, wait > 0)
+        if short > 0:
+            # Something is on its way out or in; the next advert will tell.
+            wait = max(wait, SETTLING)
+        return _Eviction(tuple(victims), wait, wait > 0)
 
 
 def until(at: float, now: float) -> float:

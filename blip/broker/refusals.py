@@ -44,9 +44,7 @@ def unknown(
     return ModelNotFound(f"no node serves '{model}' for '{kind}'{guess}", details={"near": near})
 
 
-def unplaceable(
-    group: Group, exclude: Collection[str], quotes: Quotes, now: float
-) -> BlipError | None:
+def unplaceable(group: Group, exclude: Collection[str], quotes: Quotes) -> BlipError | None:
     """The model is known, but no candidate can take it. None if that may pass by itself."""
     members = list(group.members.values())
     left = [c for c in members if c.site.device.node.id not in exclude]
@@ -71,7 +69,7 @@ def unplaceable(
     healthy = [c for c in staying if c.site.device.info.health > 0]
     if not healthy:
         return Unavailable(f"no device that has '{group.model}' is healthy")
-    if any(c.site.eligible and quotes.fits(c.site, now) for c in healthy):
+    if any(c.site.eligible and quotes.fits(c.site) for c in healthy):
         return None
     broken = [c for c in healthy if not c.site.eligible]
     if len(broken) == len(healthy):
@@ -111,7 +109,7 @@ def overloaded(waiting: int, quote: Quote | None, otherwise: float) -> BlipError
 def _too_large(group: Group, candidates: list[Candidate], quotes: Quotes) -> BlipError:
     need = max(candidate.site.model.memory for candidate in candidates)
     best = max((c.site.device for c in candidates), key=quotes.obtainable)
-    free = quotes.obtainable(best)
+    free = int(quotes.obtainable(best))
     return NoCapacity(
         f"'{group.model}' needs {_size(need)} on a device; the most that one can give is "
         f"{_size(free)} ({best.info.name} of {best.node.name or best.node.id})",

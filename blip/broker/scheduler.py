@@ -40,6 +40,10 @@ RUNNERS_UP = 3
 #: The least and the most work that is believed of one attempt, in units.
 UNITS_MIN, UNITS_MAX = 1e-6, 1e12
 
+#: Seconds between two times that the first tickets are planned anew although nothing happened:
+#: predictions go wrong no faster than that.
+REPLAN = 1.0
+
 #: A run cannot have taken longer than its lease has existed; clocks and rounding get this much.
 CLOCK_SLACK = 1.0
 
@@ -71,6 +75,9 @@ class Scheduler:
         self._quotes = Quotes(settings)
         self._decisions = Decisions(settings.decisions)
         self._settled_at = settled_at
+        #: Devices on which more may be possible than before; offered at the end of an event.
+        self._freed: dict[DeviceRecord, None] = {}
+        self._replanned_at = -math.inf
 
     # --- nodes ------------------------------------------------------------------------------
 
@@ -109,9 +116,10 @@ class Scheduler:
             return []
         lost, changed = self.ledger.reconcile(node_id, advert)
         worse, better = self.index.sync(node, now, changed)
+        self._freed.update(dict.fromkeys(better))
         self._vacate(lost, now)
         commands = self._replan(self._stranded(), now) if worse else []
-        return commands + self._serve(better, now)
+        return commands + self._serve(now)
 
     def node_heard(self, node_id: str, now: float) -> list[Command]:
         """Note any other sign of life of a node."""
@@ -148,15 +156,14 @@ class Scheduler:
             if node is not None and node.advert is not None and node.status is Status.READY:
                 _, changed = self.ledger.reconcile(node_id, node.advert, fresh=False)
                 self.index.sync(node, now, changed)
-        return self._serve(self._devices_of(over), now)
+        return self._serve(now)
 
     def gateway_lost(self, gateway: str, now: float) -> list[Command]:
         """A gateway is gone, or has started anew: nothing of what it held or asked is left."""
         for ticket in [ticket for ticket in self.tickets if ticket.gateway == gateway]:
             self._dequeue(ticket)
-        over = self.ledger.revoke_gateway(gateway)
-        self._vacate(over, now)
-        return self._serve(self._devices_of(over), now)
+        self._vacate(self.ledger.revoke_gateway(gateway), now)
+        return self._serve(now)
 
     # --- attempts ---------------------------------------------------------------------------
 
@@ -219,18 +226,17 @@ class Scheduler:
             ticket = self.tickets.get(release.task, release.attempt)
             if ticket is None or ticket.gateway != gateway:
                 return []
-            claimed = [] if ticket.claim is None else [ticket.claim]
             self._dequeue(ticket)
-            return self._serve(claimed, now)
+            return self._serve(now)
         site = self.index.find(lease.account)
         if site is None:
             return []
         if release.outcome in ("done", "cancelled"):
             self._learn(lease, release, site, now)
-        self.index.vacate(site, now)
+        self._vacate([lease], now)
         if release.outcome == "refused" and self.settings.refusal_pause > 0:
             self.index.bar(site, now + self.settings.refusal_pause)
-        return self._serve([site.device], now)
+        return self._serve(now)
 
     def withdraw(self, gateway: str, task: bytes, attempt: int, now: float) -> list[Command]:
         """Forget an attempt, whether it waits or was granted a moment ago. Idempotent."""
@@ -243,20 +249,16 @@ class Scheduler:
         """
         commands = self._follow(self.registry.tick(now), now)
         self._vacate(self.ledger.expire(now), now)
-        self.index.unbar(now)
-        if not self.tickets:
-            return commands
+        self._freed.update(dict.fromkeys(self.index.unbar(now)))
         for ticket in self.tickets.expired(now):
             self._dequeue(ticket)
             error = refusals.expired(now - ticket.enqueued)
             commands.append((ticket.gateway, self._deny(ticket.place, error, now)))
         commands += self._replan(self._stranded(), now)
-        while True:
-            window = self.tickets.first(self.settings.lookahead)
-            answered = self._replan(window, now)
-            commands += answered
-            if not window or len(answered) < len(window):
-                return commands
+        if now - self._replanned_at >= REPLAN:
+            self._replanned_at = now
+            commands += self._replan(self.tickets.first(self.settings.lookahead), now)
+        return commands + self._serve(now)
 
     # --- asking -----------------------------------------------------------------------------
 
@@ -319,7 +321,7 @@ class Scheduler:
         group = self.index.groups.get(lane)
         if group is None:
             return refusals.unknown(*lane, self.index.groups, self.registry.nodes())
-        return refusals.unplaceable(group, exclude, self._quotes, now)
+        return refusals.unplaceable(group, exclude, self._quotes)
 
     # --- granting, waiting, denying ---------------------------------------------------------
 
@@ -373,23 +375,37 @@ class Scheduler:
         return Deny(place.task, place.attempt, code, text, details)
 
     def _plan(self, ticket: Ticket, quote: Quote, now: float) -> None:
-        """Expect the ticket to run there; let it claim the device if it has waited enough."""
+        """Expect the ticket to run there; let it claim the device if its time has come."""
         site = quote.candidate.site
         ticket.site, ticket.seconds = site, quote.service
         ticket.cost, ticket.planned_at = quote.cost, now
         self.index.plan(site, ticket.seconds)
-        # To rent or to buy: as long as waiting has cost less than swapping models would, others
-        # go on using what is loaded. Afterwards the device drains for this ticket. So it costs at
-        # most twice what it would have cost had we known the future, and nobody starves.
-        swap = site.load + sum(victim.load for victim in quote.victims)
-        device = site.device
-        if quote.drain and device.claim is None and now - ticket.enqueued >= swap:
-            ticket.claim = device
-            self.index.claim(device, ticket.key, now + quote.finish)
+        if quote.drain and site.device.claim is None and self._may_claim(ticket, quote, now):
+            ticket.claim = site.device
+            self.index.claim(site.device, ticket.key, now + quote.finish)
+
+    def _may_claim(self, ticket: Ticket, quote: Quote, now: float) -> bool:
+        """Decide whether a device should drain to load the ticket's model.
+
+        To rent or to buy: as long as waiting has cost less than swapping models would, others go
+        on using what is loaded; so it costs at most twice what it would have cost had we known
+        the future. And whoever waited already when the present model was loaded is served first:
+        the longer the queues, the fewer the swaps, and no load below capacity is too much.
+        """
+        device = quote.candidate.site.device
+        swap = quote.candidate.site.load + sum(victim.load for victim in quote.victims)
+        if now - ticket.enqueued < swap:
+            return False
+        lanes = [(c.kind, c.group.model) for victim in quote.victims for c in victim.candidates]
+        return not any(
+            other.enqueued < device.loaded_at and device.node.id not in other.exclude
+            for other in self.tickets.first_of(lanes, self.settings.lookahead)
+        )
 
     def _unplan(self, ticket: Ticket) -> None:
         if ticket.claim is not None:
             self.index.claim(ticket.claim, None)
+            self._freed[ticket.claim] = None
             ticket.claim = None
         if ticket.site is not None:
             self.index.unplan(ticket.site, ticket.seconds)
@@ -401,10 +417,11 @@ class Scheduler:
 
     # --- tickets ----------------------------------------------------------------------------
 
-    def _serve(self, devices: Iterable[DeviceRecord], now: float) -> list[Command]:
+    def _serve(self, now: float) -> list[Command]:
         """Offer devices that were freed to the tickets that could use them, best rank first."""
         commands: list[Command] = []
-        for device in devices if self.tickets else ():
+        while self._freed and self.tickets:
+            device, _ = self._freed.popitem()
             key = device.key
             candidates: dict[Lane, Candidate] = {}
             for lane in self.tickets.lanes():
@@ -412,16 +429,14 @@ class Scheduler:
                 candidate = None if group is None else group.members.get(key)
                 if candidate is not None and candidate.shelf is not None:
                     candidates[lane] = candidate
-            more = True
-            while more:
-                window = self.tickets.first_of(candidates, self.settings.lookahead)
-                more = bool(window)
-                for ticket in window:
-                    grant = self._offer(candidates[ticket.lane], ticket, now)
-                    if grant is None:
-                        more = False
-                    else:
-                        commands.append((ticket.gateway, grant))
+            window = self.tickets.first_of(candidates, self.settings.lookahead)
+            for ticket in window:
+                grant = self._offer(candidates[ticket.lane], ticket, now)
+                if grant is not None:
+                    commands.append((ticket.gateway, grant))
+                    # Those beyond the window have moved up.
+                    self._freed[device] = None
+        self._freed.clear()
         return commands
 
     def _offer(self, candidate: Candidate, ticket: Ticket, now: float) -> Grant | None:
@@ -486,11 +501,9 @@ class Scheduler:
         """Act on changes of nodes' statuses."""
         if not changes:
             return []
-        healed: list[DeviceRecord] = []
         for node, _, after in changes:
             if after is Status.READY:
-                self.index.sync(node, now)
-                healed += self.index.devices(node.id)
+                self._freed.update(dict.fromkeys(self.index.sync(node, now).better))
             elif after is Status.SUSPECT:
                 self.index.suspend(node.id)
             elif after is Status.LOST:
@@ -499,7 +512,7 @@ class Scheduler:
             elif after is Status.GONE:
                 self.ledger.forget_node(node.id)
                 self.index.drop(node.id)
-        return self._replan(self._stranded(), now) + self._serve(healed, now)
+        return self._replan(self._stranded(), now) + self._serve(now)
 
     def _adopt(self, gateway: str, report: messages.Lease, now: float) -> None:
         device = (report.node, report.device)
@@ -525,10 +538,7 @@ class Scheduler:
             site = self.index.find(lease.account)
             if site is not None:
                 self.index.vacate(site, now)
-
-    def _devices_of(self, leases: Iterable[Lease]) -> list[DeviceRecord]:
-        sites = (self.index.find(lease.account) for lease in leases)
-        return list(dict.fromkeys(site.device for site in sites if site is not None))
+                self._freed[site.device] = None
 
     def _learn(self, lease: Lease, release: Release, site: Site, now: float) -> None:
         """Feed the rates with what the run really took."""

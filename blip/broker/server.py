@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import tempfile
 import time
 import uuid
 
@@ -35,6 +34,7 @@ from blip.protocol.messages import (
 )
 from blip.store import Announcer, Store
 from blip.telemetry import logs
+from blip.transport.folder import socket_folder
 from blip.transport.host import host_id
 from blip.transport.links import Listener, Peer
 
@@ -249,8 +249,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         stack.callback(context.term)
         binds = [str(config.broker.bind)]
         if config.broker.ipc:
-            # unix socket paths are limited to about 107 bytes: a short folder, mode 0700
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="blip-broker-"))
+            folder = stack.enter_context(socket_folder("blip-broker-"))
             binds.insert(0, f"ipc://{folder}/control.sock")
         store = await Store.open_if_there(
             config.store.url, config.mesh.state_dir, config.mesh.id, name="blip-broker"

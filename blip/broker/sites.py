@@ -19,6 +19,7 @@ instead of weighing every device of the mesh. :mod:`blip.broker.index` writes th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -54,8 +55,11 @@ class DeviceRecord:
     warm: dict[str, Site] = field(default_factory=dict)
     #: How many of its sites have attempts on them.
     busy: int = 0
-    #: Bytes promised to loads under way.
+    #: Bytes promised to loads under way, and those of replicas that are being unloaded.
     reserved: int = 0
+    leaving: int = 0
+    #: When a lease of ours last caused a model to be loaded.
+    loaded_at: float = -math.inf
     #: The ticket that waits for this device to drain, and when it is done if all goes well.
     claim: Key | None = None
     claim_ends: float = 0.0

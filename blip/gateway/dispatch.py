@@ -423,7 +423,7 @@ class Dispatcher:
 
     def _update(self, nodes: Nodes) -> None:
         for id in self._table.update(nodes):
-            self._drop(id, "the node left the mesh")
+            self._left(id)
         if nodes.reset:
             if self._sweeping is not None:
                 self._sweeping.cancel()
@@ -443,7 +443,14 @@ class Dispatcher:
     def _sweep(self) -> None:
         self._sweeping = None
         for id in self._table.sweep():
-            self._drop(id, "the node did not come back to the mesh")
+            self._left(id)
+
+    def _left(self, id: str) -> None:
+        """A node is no longer in the table. What it still sends us on a living link counts: its
+        last answers may be on their way, and the link itself tells when it is over."""
+        link = self._links.get(id)
+        if link is not None and not (link.calls and link.dialer and link.dialer.usable):
+            self._drop(id, "the node left the mesh")
 
     def _link(self, id: str, incarnation: int) -> NodeLink | None:
         """Return the link to this incarnation of a node, dialling it if there is none yet."""
@@ -507,6 +514,8 @@ class Dispatcher:
                 link.dialer.send(message)
         elif kind is Lost:
             self._void(link, f"the link to the node broke ({event.reason})")  # type: ignore[union-attr]
+            if link.entry.id not in self._table.nodes:
+                self._drop(link.entry.id, "the node left the mesh")
         elif kind is Closed:
             self._drop(link.entry.id, "the node closed the link")
 

@@ -104,6 +104,8 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 UNKNOWN_EPOCH = "unknown_epoch"
 #: GOODBYE code for "messages between us were lost": the dialler greets again.
 SEQUENCE_GAP = "sequence_gap"
+#: GOODBYE code of the answer to a GOODBYE.
+PARTED = "parted"
 _GREET_AGAIN = (UNKNOWN_EPOCH, SEQUENCE_GAP)
 
 #: A time before any clock's start.
@@ -198,6 +200,8 @@ class Link:
         self.state = State.CONNECTING
         self.peer: Hello | Welcome | None = None
         self.dropped = Counters()
+        #: Whether the peer has said goodbye, or answered ours.
+        self.parted = False
         self.liveness = (
             Liveness(welcome.heartbeat, welcome.suspect_after, welcome.lost_after)
             if welcome
@@ -396,8 +400,12 @@ class Link:
             if self.hello and self.ready:
                 self._broken(message.code, now, out)
             return
+        self.parted = True
         if self.ready:
             out.append(Lost("goodbye"))
+            # libzmq drops what was not read when a connection ends: the peer waits for this word,
+            # which says that everything before its own was
+            self._queue(Goodbye(PARTED, "goodbye"))
         if self.state is not State.CLOSED:
             out.append(Closed(message.code, message.text))
         self._move(Event.GOODBYE)

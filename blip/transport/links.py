@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 #: A peer that has not greeted, or has gone, is forgotten after this many seconds.
 FORGET_AFTER = 60.0
 
+#: How long a listener waits for answers to its goodbyes; peers that work answer at once.
+LEAVE_WAIT = 1.0
+
 #: Close a socket with time for a GOODBYE to leave; loopback and LAN need far less.
 GOODBYE_LINGER = 0.2
 
@@ -91,7 +94,7 @@ class Dialer:
         """Say goodbye and close."""
         if self.link.ready:
             self.link.goodbye(code, text)
-            self._flush()
+        self._flush()
         self._port.close(GOODBYE_LINGER)
 
     def _receive(self, frames: list[Payload]) -> None:
@@ -177,6 +180,8 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self.peers: dict[bytes, Peer] = {}
         self._dirty: list[Peer] = []
+        self._leaving: set[Peer] = set()
+        self._parted: asyncio.Future[None] | None = None
         self._flushing = False
         socket = make_socket(context, zmq.ROUTER, data=data)
         #: Where peers can dial, with ports filled in.
@@ -213,6 +218,19 @@ class Listener:
                 self._flushing = True
                 self._loop.call_soon(self._flush)
 
+    async def leave(self, code: str, text: str) -> None:
+        """Say goodbye to everyone and wait, a moment at most, until all have answered.
+
+        A connection that ends takes with it what the other side has not read yet, so whoever has
+        just sent something that matters leaves before it closes.
+        """
+        self._leaving = {peer for peer in self.peers.values() if peer.link.ready}
+        for peer in self._leaving:
+            peer.goodbye(code, text)
+        if self._leaving:
+            self._parted = self._loop.create_future()
+            await asyncio.wait({self._parted}, timeout=LEAVE_WAIT)
+
     def close(self, code: str = "closing", text: str = "this side is closing") -> None:
         """Say goodbye to everyone and close."""
         for peer in self.peers.values():
@@ -233,6 +251,10 @@ class Listener:
         self._emit(peer, peer.link.receive(frames[1:], self._loop.time()))
         if peer.link.pending:
             self.wake(peer)
+        if self._parted is not None and peer.link.parted:
+            self._leaving.discard(peer)
+            if not self._leaving and not self._parted.done():
+                self._parted.set_result(None)
 
     def _flush(self) -> None:
         self._flushing = False

@@ -135,10 +135,12 @@ class Agent:
             if timer is not None:
                 timer.cancel()
         self._beat = None
+        # gateways first: what they hear last is the end of what ran here
+        await self._listener.leave("leaving", "the node is shutting down")
+        self._listener.close()
         for dialer in self._brokers.values():
             dialer.close("leaving", "the node is shutting down")
         self._brokers.clear()
-        self._listener.close("leaving", "the node is shutting down")
         await self._replicas.close()
         await asyncio.to_thread(self._monitor.close)
 

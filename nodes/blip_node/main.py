@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,11 +20,12 @@ import zmq
 
 from blip import lifecycle
 from blip.config import Config, check_exposure, restore
-from blip.errors import ConfigError
+from blip.errors import BlipError, ConfigError
 from blip.protocol.link import Liveness
 from blip.store import Announcer, Store
 from blip.store.finder import find, start_following
 from blip.telemetry import logs
+from blip.transport.folder import socket_folder
 from blip.transport.host import host_id, reachable
 from blip_node import capacity
 from blip_node.agent import Agent, Identity
@@ -33,7 +33,7 @@ from blip_node.catalogue import Catalogue
 from blip_node.models.find import found
 from blip_node.models.spec import ModelSpec
 from blip_node.replicas import Place
-from blip_node.supervisor import stop_forkserver
+from blip_node.supervisor import kill_forkserver
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,12 @@ def main(argv: list[str]) -> int:
     """Run a node; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m blip_node", description="A node's agent.")
     parser.add_argument("--config-json", required=True, help="settings, as `blip` hands them over")
-    config = restore(parser.parse_args(argv).config_json)
-    check_exposure(config, ("node",))
+    source = parser.parse_args(argv).config_json
+    try:
+        config = restore(source)
+        check_exposure(config, ("node",))
+    except BlipError as error:
+        return lifecycle.report(error)
     name = config.node.name or socket.gethostname()
     logs.configure(f"node {name}", config.log.level, config.log.format)
     return lifecycle.run(lambda stop: serve(config, name, stop))
@@ -57,8 +61,7 @@ async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
     """Be a node until ``stop``."""
     with contextlib.ExitStack() as stack:
         identity = stack.enter_context(_identity(config.mesh.state_dir, name))
-        # unix socket paths are limited to about 107 bytes: a short folder of our own, mode 0700
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="blip-node-"))
+        folder = stack.enter_context(socket_folder("blip-node-"))
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         stack.callback(context.term)
         providers = capacity.providers(
@@ -115,7 +118,7 @@ async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
             if announcer is not None:
                 await announcer.close()
             await agent.close()
-            await asyncio.to_thread(stop_forkserver)
+            kill_forkserver()
             if store is not None:
                 await store.close()
 

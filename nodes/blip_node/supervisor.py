@@ -8,6 +8,7 @@ through a unix socket and says its token; nobody else gets in, for the socket's 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import multiprocessing
@@ -15,11 +16,10 @@ import multiprocessing.forkserver
 import os
 import secrets
 import signal
-import tempfile
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
+from blip.transport.folder import socket_folder
 from blip_node import worker as worker_module
 from blip_node.arena import Arena
 from blip_node.pipe import Pipe, Row
@@ -75,9 +75,9 @@ class Supervisor:
         self._starting: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._empty: asyncio.Future[None] | None = None
-        # unix socket paths are limited to about 107 bytes: a short folder of our own, mode 0700
-        self._folder = tempfile.TemporaryDirectory(prefix="blip-node-")
-        self.address = str(Path(self._folder.name) / "workers.sock")
+        self._folder = contextlib.ExitStack()
+        folder = self._folder.enter_context(socket_folder("blip-workers-"))
+        self.address = str(folder / "workers.sock")
 
     async def start(self, kinds: Iterable[str]) -> None:
         """Listen for workers, and have the forkserver import what these kinds' runtimes need."""
@@ -136,6 +136,8 @@ class Supervisor:
         for handle in list(self._alive):
             handle.send(Row.STOP)
         if self._starting:
+            # the forkserver may import for many seconds yet, and nobody wants the result
+            kill_forkserver()
             await asyncio.wait(self._starting, timeout=STOP_GRACE)
         for how in (lambda handle: None, self.kill):  # ask, then insist
             if self._alive:
@@ -147,7 +149,7 @@ class Supervisor:
             self._server.close()
         for pipe in list(self._workers):
             pipe.close()
-        self._folder.cleanup()
+        self._folder.close()
 
     # --- what workers do --------------------------------------------------------------------
 
@@ -236,12 +238,16 @@ def _preloads(kinds: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def stop_forkserver() -> None:
-    """End the process's forkserver now instead of at interpreter exit; nothing public does it.
+def kill_forkserver() -> None:
+    """End the process's forkserver, and with it whatever workers are left; nothing public does.
 
-    Blocks until the workers have ended, who hold it open.
+    Blocks for the moment that the kernel needs. A later start of a worker makes a new one.
     """
     server = multiprocessing.forkserver._forkserver
+    pid = getattr(server, "_forkserver_pid", None)
     stop = getattr(server, "_stop", None)
-    if stop is not None:
-        stop()
+    if pid is None or stop is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    stop()

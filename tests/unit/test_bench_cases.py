@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -28,7 +29,10 @@ def test_a_paced_stream_takes_as_long_as_a_visit() -> None:
     assert body["chunks"] * body["interval"] == pytest.approx(2.0)
     assert body["stamp"] is True
     assert load.once
-    assert load.stagger == body["interval"]
+    starts = [load.stagger * number / load.connections for number in range(load.connections)]
+    phases = sorted(start % body["interval"] for start in starts)
+    gaps = [b - a for a, b in itertools.pairwise(phases)]
+    assert max(gaps) == pytest.approx(body["interval"] / load.connections)  # none tick together
     assert paced.load(8001, {}, 0.001).events == 2  # a gap needs two
 
 

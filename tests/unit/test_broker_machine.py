@@ -337,14 +337,14 @@ class Broker(RuleBasedStateMachine):
             assert (node.status is not Status.LOST) <= (silence < 10)
         for lease in self.broker.ledger.leases():
             assert lease.expires > self.now
-        for ticket in self.broker.tickets.first(1):
+        quotes = Quotes(SETTINGS)
+        for ticket in self.broker.tickets:
             # Nobody waits for what is there to be had.
-            group = self.broker.index.groups.get(ticket.lane)
-            claimed = ticket.claim is not None
-            if group is not None and not claimed:
-                quotes = Quotes(SETTINGS)
-                best = quotes.best(group, ticket.units, ticket.exclude, self.now, [])
-                assert best is None or not best.room
+            if ticket.site is not None:
+                group = self.broker.index.groups[ticket.lane]
+                candidate = group.members[ticket.site.device.key]
+                quote = quotes.quote(candidate, ticket.units, self.now, ticket.key)
+                assert quote is None or not quote.room
 
     # --- what always holds ------------------------------------------------------------------
 

@@ -258,11 +258,11 @@ def test_new_endpoints_are_news() -> None:
     assert entry.endpoints == ["tcp://elsewhere:1"]
 
 
-BASE = dict(
-    devices=[device(free=20)],
-    models=[model("m"), model("broken", error="no", retry_in=9)],
-    replicas=[ready(slots=4, active=1)],
-)
+BASE = {
+    "devices": [device(free=20)],
+    "models": [model("m"), model("broken", error="no", retry_in=9)],
+    "replicas": [ready(slots=4, active=1)],
+}
 
 
 @pytest.mark.parametrize(
