@@ -25,7 +25,6 @@ from typing import Any
 import psutil
 import pytest
 import zmq
-from zmq.utils import garbage
 
 from blip import lifecycle
 
@@ -50,6 +49,7 @@ _lasting: set[tuple[str, object]] = set()
 #: Every socket and context made: a number, its kind, itself.
 _made: list[tuple[int, str, weakref.ref[Any]]] = []
 _numbers = itertools.count()
+_warm: list[bool] = []
 
 
 def watch_zmq() -> None:
@@ -57,20 +57,30 @@ def watch_zmq() -> None:
 
     def noting(kind: str, init: Callable[..., None]) -> Callable[..., None]:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-            if garbage.gc.thread is None:
-                # pyzmq's own thread, which hands back what was sent without copying
-                before = held()
-                garbage.gc.thread = garbage.GarbageCollectorThread(garbage.gc)  # makes one too
-                garbage.gc.start()
-                _lasting.update(key for key in held() if key not in before)
             init(self, *args, **kwargs)
             if not self._shadow:  # another object closes it
                 _made.append((next(_numbers), kind, weakref.ref(self)))
+            if not _warm:
+                _warm.append(True)
+                before = held()
+                _send_without_copying()
+                _lasting.update(key for key in held() if key not in before)
 
         return __init__
 
     for kind, cls in (("zmq socket", zmq.Socket), ("zmq context", zmq.Context)):
         cls.__init__ = noting(kind, cls.__init__)  # type: ignore[method-assign]
+
+
+def _send_without_copying() -> None:
+    """With the first such message pyzmq starts a thread and two sockets, which it keeps."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    there, here = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    there.bind("inproc://warm")
+    here.connect("inproc://warm")
+    here.send(bytes(1 << 20), copy=False)
+    there.recv()
+    context.destroy(0)
 
 
 def held() -> Held:

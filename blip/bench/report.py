@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from blip.bench.cases import Case
-from blip.bench.load import Sample
+from blip.bench.load import Sample, Spread
 
 #: Whose idle CPU counts: the store's is its own, and workers only wait.
 _AT_REST = ("gateway", "broker", "nodes")
@@ -80,21 +80,29 @@ class Figure:
     added: Quartiles
 
 
-#: What is compared of requests: seconds, or a number a second.
+def _p50(spread: Spread) -> float:
+    return spread.p50 if spread.count else math.nan
+
+
+def _p99(spread: Spread) -> float:
+    return spread.p99 if spread.count else math.nan
+
+
+#: What is compared of requests: seconds, or a number a second; NaN where there is nothing.
 REQUEST_METRICS: dict[str, Callable[[Visit], float]] = {
     "rate": lambda visit: visit.count / visit.sample.seconds,
-    "p50": lambda visit: visit.sample.latency.p50,
-    "p99": lambda visit: visit.sample.latency.p99,
+    "p50": lambda visit: _p50(visit.sample.latency),
+    "p99": lambda visit: _p99(visit.sample.latency),
     "cpu": lambda visit: visit.each(sum(visit.cpu.values())),
 }
 
 #: What is compared of streams; ``delay`` is from the making of a token to its arrival.
 STREAM_METRICS: dict[str, Callable[[Visit], float]] = {
     "rate": REQUEST_METRICS["rate"],
-    "first_p50": lambda visit: visit.sample.first.p50,
-    "gap_p99": lambda visit: visit.sample.gap.p99,
-    "delay_p50": lambda visit: visit.sample.delay.p50 or math.nan,
-    "delay_p99": lambda visit: visit.sample.delay.p99 or math.nan,
+    "first_p50": lambda visit: _p50(visit.sample.first),
+    "gap_p99": lambda visit: _p99(visit.sample.gap),
+    "delay_p50": lambda visit: _p50(visit.sample.delay),
+    "delay_p99": lambda visit: _p99(visit.sample.delay),
     "cpu": REQUEST_METRICS["cpu"],
 }
 

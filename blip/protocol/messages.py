@@ -267,7 +267,7 @@ class Submit(NamedTuple):
 
 
 class Accept(NamedTuple):
-    """The node has taken the attempt; ``ahead`` attempts wait before it."""
+    """The node has taken the attempt. DATA and DONE say as much, and may come without it."""
 
     task: bytes
     attempt: int

@@ -44,6 +44,10 @@ log = logging.getLogger(__name__)
 #: Adverts that changes bring forward come at most this often; a burst of loads is one change.
 CHANGE_GAP = 0.15
 
+#: An attempt that has given a sign of life by then needs no ACCEPT of its own: DATA and DONE say as
+#: much. It spares short tasks a message and a wake-up; a gateway waits two seconds for it.
+ACCEPT_AFTER = 0.05
+
 #: Half a heartbeat: links judge silence in whole heartbeats.
 TICK = 0.5
 
@@ -81,13 +85,16 @@ class Agent:
         self._place = place
         self._executions = Executions()
         self._replicas = Replicas(self, place)
-        self._monitor = Monitor(providers, changed=self.changed, loop=self._loop)
+        self._monitor = Monitor(providers, changed=self._changed, loop=self._loop)
         self._listener = Listener(context, binds, self._welcome, self._on_peer, data=True)
         self._brokers: dict[str, Dialer] = {}
         self._numbers = itertools.count(1)
         self._advertised = 0.0
         self._soon: asyncio.TimerHandle | None = None
         self._beat: asyncio.TimerHandle | None = None
+        self._unannounced: list[Execution] = []
+        self._announcing: asyncio.TimerHandle | None = None
+        self._capacity = self._monitor.capacity()
         self._draining = False
         self._idle: asyncio.Future[None] | None = None
         self._counted = {"accepted": 0, "refused": 0, "done": 0, "failed": 0, "cancelled": 0}
@@ -131,7 +138,7 @@ class Agent:
     async def close(self) -> None:
         """Say goodbye, end the workers, stop sampling."""
         self._draining = True
-        for timer in (self._beat, self._soon):
+        for timer in (self._beat, self._soon, self._announcing):
             if timer is not None:
                 timer.cancel()
         self._beat = None
@@ -195,6 +202,11 @@ class Agent:
             wait = max(0.0, self._advertised + CHANGE_GAP - self._now())
             self._soon = self._loop.call_later(wait, self._advertise)
 
+    def _changed(self) -> None:
+        """The monitor has seen something that placement should know."""
+        self._capacity = self._monitor.capacity()
+        self.changed()
+
     def _advertise(self) -> None:
         if self._soon is not None:
             self._soon.cancel()
@@ -202,6 +214,7 @@ class Agent:
         now = self._now()
         self._advertised = now
         self._monitor.own_pids = self._replicas.pids
+        self._capacity = self._monitor.capacity()
         ready = [dialer for dialer in self._brokers.values() if dialer.ready]
         if not ready:
             return
@@ -209,7 +222,7 @@ class Agent:
             next(self._numbers),
             now=now,
             draining=self._draining,
-            capacity=self._monitor.capacity(),
+            capacity=self._capacity,
             catalogue=self._catalogue,
             replicas=self._replicas,
             executions=self._executions,
@@ -269,7 +282,7 @@ class Agent:
         if current is not None and current.attempt == submit.attempt:
             return  # a duplicate: it is being worked on
         entry = self._catalogue.get(submit.model)
-        reading = self._monitor.capacity().get(submit.device)
+        reading = self._capacity.get(submit.device)
         replica = self._replicas.get(submit.model, submit.device)
         room = None
         if replica is None and entry is not None and reading is not None:
@@ -302,8 +315,18 @@ class Agent:
         execution = Execution(submit, peer, now)
         self._executions.add(execution)
         self._counted["accepted"] += 1
-        self._say(peer, Accept(submit.task, submit.attempt, len(replica.waiting)))
+        self._unannounced.append(execution)
+        if self._announcing is None:
+            self._announcing = self._loop.call_later(ACCEPT_AFTER, self._announce)
         self._replicas.submit(replica, execution)
+
+    def _announce(self) -> None:
+        self._announcing = None
+        waiting, self._unannounced = self._unannounced, []
+        for execution in waiting:
+            if not execution.announced and execution.state is not State.ENDED:
+                execution.announced = True
+                self._say(execution.peer, Accept(execution.task, execution.attempt))
 
     def _cancel(self, peer: Peer, cancel: Cancel) -> None:
         execution = self._executions.get(cancel.task, cancel.attempt)
@@ -343,6 +366,7 @@ class Agent:
     def part(self, execution: Execution, payload: bytes) -> None:
         """Pass a part on; see :class:`blip_node.replicas.Outcomes`."""
         if execution.state is State.RUNNING:
+            execution.announced = True
             self._say(
                 execution.peer, Data(execution.task, execution.attempt, execution.part, payload)
             )

@@ -56,6 +56,7 @@ class Execution:
     """One attempt on this node."""
 
     __slots__ = (
+        "announced",
         "attempt",
         "expires",
         "job",
@@ -88,6 +89,8 @@ class Execution:
         self.loaded: float | None = None
         self.started: float | None = None
         self.part = 0
+        #: Whether its gateway has been told ACCEPT, or anything that says as much.
+        self.announced = False
         #: The replica it waits for or runs on, and its number in the worker.
         self.replica: Any = None
         self.job = 0

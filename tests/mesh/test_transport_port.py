@@ -19,7 +19,7 @@ from blip.protocol.messages import Payload
 from blip.transport import port as port_module
 from blip.transport.port import PeerUnreachable, Port
 from blip.transport.sockets import make_socket
-from tests.mesh.wires import LOOPS, Context, run_on, terminating, until
+from tests.mesh.wires import LOOPS, Context, run_on, stall, terminating, until
 
 ME = b"\x01me"
 
@@ -175,7 +175,7 @@ def test_a_naive_reader_stalls_where_a_port_does_not(context: Context, loop: str
         naive = Naive(router)
         for number in range(5):
             dealer.send(b"%d" % number)
-        time.sleep(0.1)  # noqa: ASYNC251  (a busy loop: all of them arrive meanwhile)
+        stall(0.1)  # a busy loop: all of them arrive meanwhile
         await asyncio.sleep(0.3)
         assert len(naive.got) < 5
         assert not readable(router)
@@ -189,7 +189,7 @@ def test_a_naive_reader_stalls_where_a_port_does_not(context: Context, loop: str
         await asyncio.sleep(0)
         for number in range(5):
             dealer.send(b"%d" % number)
-        time.sleep(0.1)  # noqa: ASYNC251
+        stall(0.1)
         await until(lambda: len(got) == 5)
         port.close()
         dealer.close()
@@ -217,7 +217,7 @@ def test_a_port_wakes_up_after_any_send(
             port._retry.cancel()
         for number in range(20):
             dealer.send(b"%d" % number)
-            time.sleep(0.02)  # noqa: ASYNC251  (it arrives, and the loop has not looked yet)
+            stall(0.02)  # it arrives, and the loop has not looked yet
             if what == "a send":
                 port.send([b"out"], ME)
             elif full:
@@ -276,7 +276,7 @@ async def test_others_get_their_turn_while_messages_pour_in(context: Context) ->
     port = Port(router, lambda frames: order.append("message"))
     for _ in range(5 * port_module.BUDGET):
         dealer.send(b"x")
-    time.sleep(0.2)
+    stall(0.2)
     loop = asyncio.get_running_loop()
 
     def other() -> None:
@@ -303,33 +303,34 @@ async def test_zmq_asyncio_loses_a_message_when_its_reader_is_cancelled() -> Non
     push.connect("inproc://loss")
     lost = 0
     for _ in range(20):
-        inner: list[asyncio.Future[bytes]] = []
+        delivery = asyncio.ensure_future(pull.recv())
 
-        async def read(inner: list[asyncio.Future[bytes]] = inner) -> bytes:
-            inner.append(pull.recv())
-            return await inner[0]
+        async def read(delivery: asyncio.Future[bytes] = delivery) -> bytes:
+            return await delivery
 
         task = asyncio.create_task(read())
-        while not inner:
-            await asyncio.sleep(0)
+        delivery.add_done_callback(lambda _, task=task: task.cancel())  # type: ignore[misc]
+        await asyncio.sleep(0)
         await push.send(b"m")
-        while not inner[0].done():
-            await asyncio.sleep(0)
-        if task.done():
-            continue
-        task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         lost += not await pull.poll(20)
-    assert lost > 0
+    assert lost == 20
     context.destroy(0)
 
 
 async def test_a_port_has_no_reader_to_cancel(context: Context) -> None:
     router, dealer = connected(context, {"rcvhwm": 50_000}, {"sndhwm": 50_000})
     queue: asyncio.Queue[int] = asyncio.Queue()
-    port = Port(router, lambda frames: queue.put_nowait(int(bytes(frames[1]))))
-    count, got = 3000, list[int]()
+    count, got, tasks = 3000, list[int](), list[asyncio.Task[None]]()
+    rng = random.Random(2)
+
+    def read(frames: list[Payload]) -> None:
+        queue.put_nowait(int(bytes(frames[1])))
+        if tasks and rng.random() < 0.5:
+            tasks[-1].cancel()  # it was given its message, and has not resumed
+
+    port = Port(router, read)
 
     def pour() -> None:
         for number in range(count):
@@ -339,19 +340,15 @@ async def test_a_port_has_no_reader_to_cancel(context: Context) -> None:
 
     thread = threading.Thread(target=pour)
     thread.start()
-    rng = random.Random(2)
 
     async def consume() -> None:
         got.append(await queue.get())
 
     cancelled = 0
     while len(got) < count:
-        task = asyncio.create_task(consume())
-        await asyncio.sleep(0)
-        if rng.random() < 0.5:
-            task.cancel()
-        await asyncio.wait({task}, timeout=20)
-        cancelled += task.cancelled()
+        tasks[:] = [asyncio.create_task(consume())]
+        await asyncio.wait(tasks, timeout=20)
+        cancelled += tasks[0].cancelled()
     thread.join()
     assert got == list(range(count))
     assert cancelled > 0
@@ -360,6 +357,7 @@ async def test_a_port_has_no_reader_to_cancel(context: Context) -> None:
 
 
 # --- full pipes -----------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_what_a_slow_reader_has_no_room_for_waits_and_arrives_in_order(
@@ -394,11 +392,13 @@ async def test_who_stops_reading_becomes_unreachable(
     monkeypatch.setattr(port_module, "OUTBOX", 50)
     router, dealer = connected(context, TIGHT, SLOW)
     port = Port(router, lambda frames: None)
-    accepted = 0
-    with pytest.raises(PeerUnreachable, match="stopped reading"):
+
+    def pour() -> None:
         for _ in range(10_000):
             port.send([bytes(16_384)], ME)
-            accepted += 1
+
+    with pytest.raises(PeerUnreachable, match="stopped reading"):
+        pour()
     assert len(port._outbox[ME]) == 50
     port.forget(ME)
     assert not port._outbox
@@ -533,7 +533,7 @@ async def test_what_arrived_before_the_end_is_read_before_it(context: Context) -
     for number in range(count):
         router.send_multipart([ME, b"%d" % number])
     router.close(2000)
-    time.sleep(0.3)  # all of it arrives, and the end, before the loop looks
+    stall(0.3)  # all of it arrives, and the end, before the loop looks
     await until(lambda: seen_at_the_end)
     assert seen_at_the_end == [count]
     assert got == list(range(count))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,8 +48,13 @@ def run_on(loop: str, main: Coroutine[Any, Any, None]) -> None:
         runner.run(checked())
 
 
+def stall(seconds: float) -> None:
+    """Keep the loop busy: what arrives meanwhile is there when it looks next."""
+    time.sleep(seconds)
+
+
 async def until(condition: Callable[[], object], timeout: float = 20.0) -> None:
     """Wait for a condition; the time-out only ends what hangs."""
     async with asyncio.timeout(timeout):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  (sockets set no events)
             await asyncio.sleep(0.005)

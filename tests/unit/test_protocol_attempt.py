@@ -19,7 +19,6 @@ from blip.errors import (
     ModelLoadFailed,
     NoCapacity,
     NodeLost,
-    NoNode,
     Overloaded,
     RuntimeFailed,
     Unavailable,
@@ -133,7 +132,6 @@ def released(commands: Sequence[Command]) -> list[tuple[int, str]]:
 def test_a_task_that_succeeds() -> None:
     task = new()
     assert task.start() == (ToBroker(PLACE),)
-    assert task.state is State.PLACING
     submit = Submit(TASK, 1, "echo", "model", "gpu", 12.5, WINDOW, b"input")
     assert task.granted(grant(), 12.5) == (ToNode("a", 7, submit),)
     assert task.accepted(1) == ()
