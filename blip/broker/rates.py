@@ -182,8 +182,8 @@ class Rates:
         if size < MEASURABLE or not 0 < seconds < math.inf:
             return
         # A load as quick as its start alone still took some of it to move the bytes.
-        moving = max(seconds - LOAD_START, seconds / 10)
-        bandwidth = _clamp(size / moving, SLOWEST_BANDWIDTH, FASTEST_BANDWIDTH)
+        moving = max(seconds - LOAD_START, seconds / 10, size / FASTEST_BANDWIDTH)
+        bandwidth = max(size / moving, SLOWEST_BANDWIDTH)
         estimate = self._bandwidths.get(device)
         if estimate is None:
             self._bandwidths[device] = Estimate(math.log(bandwidth))

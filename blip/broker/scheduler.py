@@ -383,6 +383,8 @@ class Scheduler:
         if quote.drain and site.device.claim is None and self._may_claim(ticket, quote, now):
             ticket.claim = site.device
             self.index.claim(site.device, ticket.key, now + quote.finish)
+            # Replicas that were only kept for other tickets can go at once.
+            self._freed[site.device] = None
 
     def _may_claim(self, ticket: Ticket, quote: Quote, now: float) -> bool:
         """Decide whether a device should drain to load the ticket's model.

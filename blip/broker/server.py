@@ -40,9 +40,9 @@ from blip.transport.links import Listener, Peer
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at silence, expiry and the queue. Decisions do not wait for it; what
-#: does (a deadline that passes in the queue) is judged in tenths of a second at the finest.
-TICK = 0.25
+#: Seconds between two looks at silence, expiry and the queue, while tasks wait and while none does.
+#: Decisions do not wait for it; what does is a deadline that passes in the queue.
+TICK, IDLE_TICK = 0.25, 0.5
 
 #: After a start, nodes and gateways need this long to greet again; until then a model that nobody
 #: serves is waited for instead of denied. Greetings are repeated every heartbeat.
@@ -232,7 +232,8 @@ class Broker:
         self._send(self.scheduler.tick(now))
         self._tell_all()
         if not self._closed:
-            self._beat = self._loop.call_later(TICK, self._tick)
+            pause = TICK if self.scheduler.tickets else IDLE_TICK
+            self._beat = self._loop.call_later(pause, self._tick)
 
 
 def main(config: Config) -> int:
@@ -268,6 +269,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             announcer = Announcer(store.discovery, "broker", "broker", broker.epoch, facts)
             announcer.start()
         log.info("epoch %d at %s", broker.epoch, broker.endpoints[-1])
+        lifecycle.tune_gc()
         try:
             await stop.wait()
         finally:

@@ -73,6 +73,10 @@ PRECISE_TIMEOUT = 10.0
 #: reports a worker that cannot be stopped by itself.
 CANCEL_TIMEOUT = 10.0
 
+#: A RELEASE may be this late. Requests that follow each other then cost one message to the broker,
+#: not two; to a queue that waits for the slot it is nothing beside the task itself.
+RELEASE_WITHIN = 0.002
+
 #: A broker that ended the link (another protocol version, say) is asked again after this long.
 REDIAL_AFTER = 2.0
 
@@ -126,6 +130,7 @@ class Dispatcher:
         self._deadlines: Deadlines[tuple[bytes, int, str]] = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
+        self._releases: list[Release] = []
         self._draining = False
         self._closed = False
         self._idle: asyncio.Future[None] | None = None
@@ -260,12 +265,27 @@ class Dispatcher:
     def _to_broker(self, call: LiveCall, message: Message) -> None:
         if type(message) is Release:
             self._leave(call)
-        if self._broker_usable:
+            self._release(message)
+        elif self._broker_usable:
+            self._send_releases()
             assert self._broker is not None
             self._broker.send(message)
         elif type(message) is Place:
             # not from within the task's own decision: its answer is a new event
             self.loop.call_soon(self._place, call, message)
+
+    def _release(self, release: Release) -> None:
+        """Tell the broker soon: with the next thing it is told anyway, or after a moment."""
+        if not self._releases:
+            self.loop.call_later(RELEASE_WITHIN, self._send_releases)
+        self._releases.append(release)
+
+    def _send_releases(self) -> None:
+        releases, self._releases = self._releases, []
+        if self._broker_usable:
+            assert self._broker is not None
+            for release in releases:
+                self._broker.send(release)
 
     def _to_node(self, call: LiveCall, command: ToNode) -> None:
         message = command.message
@@ -409,9 +429,7 @@ class Dispatcher:
 
     def _stray(self, grant: Grant) -> None:
         """Give back a lease whose task has ended meanwhile."""
-        if self._broker_usable:
-            assert self._broker is not None
-            self._broker.send(Release(grant.task, grant.attempt, "cancelled"))
+        self._release(Release(grant.task, grant.attempt, "cancelled"))
 
     def _replace(self) -> None:
         """Ask again for every task that waits for a device: whoever was asked has forgotten."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import multiprocessing
 import os
@@ -105,7 +104,7 @@ async def serve(config: Config, listener: socket.socket, stop: asyncio.Event) ->
             announcer = Announcer(store.discovery, "gateway", gateway_id, incarnation, facts)
             announcer.start()
         log.info("serving http://%s:%d", host, port)
-        _tune_gc()
+        lifecycle.tune_gc()
         try:
             await stop.wait()
             log.info("draining")
@@ -187,17 +186,6 @@ def _use(dispatcher: Dispatcher, endpoints: list[str], host: str) -> None:
     endpoint = reachable(endpoints, host)
     if endpoint is not None:
         dispatcher.use_broker(endpoint)
-
-
-def _tune_gc() -> None:
-    """Keep full collections away from requests.
-
-    What start-up made will not go; what requests make mostly dies young. At 256 connections this
-    took p99 from 1.7 times a bare aiohttp's to 0.95 times.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 1_000)
 
 
 def _listen(config: Config, *, shared: bool) -> socket.socket:

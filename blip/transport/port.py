@@ -28,6 +28,9 @@ OUTBOX = 4096
 
 Frames = Sequence[Payload]
 
+#: Plain numbers: arithmetic on zmq's enums takes longer than the call it is for.
+_POLLIN, _NOBLOCK = int(zmq.POLLIN), int(zmq.NOBLOCK)
+
 
 def _descriptor(socket: zmq.Socket[bytes]) -> int:
     return cast(int, socket.getsockopt(zmq.FD))
@@ -91,9 +94,9 @@ class Port:
             try:
                 # EVENTS is 2 us where an EAGAIN exception is 5; it is read on every turn, so
                 # what it clears is never relied upon
-                if not cast(int, self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                if not cast(int, self.socket.getsockopt(zmq.EVENTS)) & _POLLIN:
                     return True
-                frames = receive(zmq.NOBLOCK, copy=False)
+                frames = receive(_NOBLOCK, copy=False)
             except zmq.Again:
                 return True
             self._on_frames([frame.buffer for frame in frames])
@@ -124,7 +127,7 @@ class Port:
             parts = (peer, *frames) if peer else frames
             # not copying pays from some 64 KiB on (1 MiB: 23 us less) and costs 5 us below; large
             # payloads are what comes in frames of its own
-            self.socket.send_multipart(parts, zmq.NOBLOCK, copy=len(frames) == 1)
+            self.socket.send_multipart(parts, _NOBLOCK, copy=len(frames) == 1)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:

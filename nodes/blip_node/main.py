@@ -108,6 +108,7 @@ async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
             announcer = Announcer(store.discovery, "node", identity.id, identity.incarnation, facts)
             announcer.start()
         log.info("serving %d models at %s", len(catalogue), agent.endpoints[-1])
+        lifecycle.tune_gc()
         try:
             await stop.wait()
             log.info("draining")

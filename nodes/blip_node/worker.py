@@ -22,7 +22,7 @@ from typing import Any
 
 from blip.errors import BlipError, Cancelled, ModelLoadFailed, RuntimeFailed, WorkerCrashed
 from blip.kinds import KINDS, Kind, input_from_wire
-from blip.lifecycle import die_with_parent
+from blip.lifecycle import die_with_parent, new_event_loop, tune_gc, tune_memory
 from blip.protocol.credit import SendWindow
 from blip_node.arena import Arena
 from blip_node.models.prepare import prepare
@@ -61,7 +61,9 @@ def main(assignment: Assignment) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the agent's business
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(assignment.environment)
-    asyncio.run(Worker(assignment).run())
+    tune_memory()
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(Worker(assignment).run())
 
 
 class RunningJob:
@@ -173,6 +175,7 @@ class Worker:
             self._broken(ModelLoadFailed(f"{type(error).__name__}: {error}"))
         else:
             self._runtime = runtime
+            tune_gc()
             self._pipe.send(Row.READY, spec.slots, _resident(), time.monotonic() - began)
 
     def _load_blocking(self) -> tuple[Runtime, LoadSpec]:

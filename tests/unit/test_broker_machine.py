@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from blip.broker.ledger import Key
 from blip.broker.quotes import Quotes
 from blip.broker.registry import Admission, Status
-from blip.broker.scheduler import Command, Scheduler
+from blip.broker.scheduler import REPLAN, Command, Scheduler
 from blip.broker.settings import Settings
 from blip.errors import BY_CODE
 from blip.protocol.codec import CONTROL_LIMIT, pack
@@ -41,6 +41,8 @@ class Broker(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        #: When a tick last planned everything anew.
+        self.planned_at = -REPLAN
         self.broker: Scheduler = scheduler(SETTINGS)
         self.incarnations: dict[str, int] = {}
         #: Attempts that were asked for and not answered; leases that were granted and not ended.
@@ -290,6 +292,7 @@ class Broker(RuleBasedStateMachine):
     def broker_restarts(self) -> None:
         """A new one knows nothing; nodes and gateways greet it when they notice."""
         self.broker = scheduler(SETTINGS, settled_at=self.now + 3)
+        self.planned_at = -REPLAN
         self.incarnations.clear()
         for gateway in GATEWAYS:
             self.greet(gateway)
@@ -330,6 +333,7 @@ class Broker(RuleBasedStateMachine):
         for name in NODES:
             if name in self.broker.registry and name not in silent:
                 self.beat(name)
+        first = self.broker.tickets.first(SETTINGS.lookahead)
         self.obey(self.broker.tick(self.now))
         for node in self.broker.registry.nodes():
             silence = self.now - node.heard
@@ -337,13 +341,16 @@ class Broker(RuleBasedStateMachine):
             assert (node.status is not Status.LOST) <= (silence < 10)
         for lease in self.broker.ledger.leases():
             assert lease.expires > self.now
-        quotes = Quotes(SETTINGS)
-        for ticket in self.broker.tickets:
+        self.planned_at, before = self.now, self.planned_at
+        if self.now - before < REPLAN:
+            self.planned_at = before
+            return
+        for ticket in first:
             # Nobody waits for what is there to be had.
-            if ticket.site is not None:
+            if ticket.key in self.pending and ticket.site is not None:
                 group = self.broker.index.groups[ticket.lane]
                 candidate = group.members[ticket.site.device.key]
-                quote = quotes.quote(candidate, ticket.units, self.now, ticket.key)
+                quote = Quotes(SETTINGS).quote(candidate, ticket.units, self.now, ticket.key)
                 assert quote is None or not quote.room
 
     # --- what always holds ------------------------------------------------------------------

@@ -555,10 +555,10 @@ def test_a_ticket_that_could_not_even_run_in_time_is_refused_before_its_deadline
     broker = scheduler(Settings(prefetch=0))
     join(broker, "a", warm())
     learned(broker)
-    granted(broker.place(place(units=100), G, 100.0))
+    grant = granted(broker.place(place(units=100), G, 100.0))
     request = place(units=100, deadline=4.5)
     assert broker.place(request, G, 100.0) is None
-    broker.advert("a", warm(), 101.0)
+    broker.advert("a", warm(running=[Running(grant.task, 1)]), 101.0)
     assert broker.tick(102.0) == []
     deny = denied(only(broker.tick(103.0)))
     assert (deny.task, deny.code) == (request.task, "deadline_exceeded")
