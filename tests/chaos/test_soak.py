@@ -64,7 +64,7 @@ class Trouble:
             self.restart_the_broker,
         ]
         trouble = self.rng.choice(kinds)
-        self.story.append(trouble.__name__)  # type: ignore[attr-defined]
+        self.story.append(trouble.__name__)
         await trouble()
         await asyncio.sleep(PAUSE)
         await self.rig.until(lambda: self.rig.loaded() >= 3, 60.0)

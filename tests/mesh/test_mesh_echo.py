@@ -69,7 +69,8 @@ async def test_cancel_frees_the_slot() -> None:
         answer = await rig.call("echo", "echo", EchoInput(text="next")).answer()
         assert bytes(answer.payload) == b"next"
         assert rig.broker is not None
-        await rig.until(lambda: not len(rig.broker.scheduler.ledger))
+        ledger = rig.broker.scheduler.ledger
+        await rig.until(lambda: not len(ledger))
 
 
 async def test_deadline() -> None:
@@ -78,7 +79,8 @@ async def test_deadline() -> None:
         with pytest.raises(DeadlineExceeded):
             await call.answer()
         assert rig.broker is not None
-        await rig.until(lambda: not len(rig.broker.scheduler.ledger))
+        ledger = rig.broker.scheduler.ledger
+        await rig.until(lambda: not len(ledger))
 
 
 async def test_work_is_spread_by_load() -> None:

@@ -13,9 +13,9 @@ from blip.errors import ContextTooLong, ModelLoadFailed
 from blip.gateway.call import LiveCall
 from blip.kinds.chat import ChatInput, ChatMessage
 from blip.kinds.completion import CompletionInput
-from blip.kinds.embedding import EmbeddingInput
+from blip.kinds.embedding import EmbeddingInput, EmbeddingText
 from blip.kinds.text import delta_from_wire, finish_from_wire
-from tests.mesh.rig import ECHO, TINY, Rig
+from tests.mesh.rig import ECHO, MODELS, TINY, Rig
 
 ZEN = "Recite the Zen of Python."
 
@@ -50,7 +50,7 @@ async def test_chat_completion_and_embedding() -> None:
             "completion", "tiny-chat", CompletionInput(prompt="Beautiful is", temperature=0.0)
         )
         assert (await text_of(call))[0].strip()
-        texts = ["the cat sleeps", "the dog sleeps", "prices fell"]
+        texts: list[EmbeddingText] = ["the cat sleeps", "the dog sleeps", "prices fell"]
         answer = await rig.call("embedding", "tiny-embed", EmbeddingInput(texts=texts)).answer()
         numbers = array.array("f", bytes(answer.payload))
         assert len(numbers) % 3 == 0
@@ -111,7 +111,7 @@ async def test_concurrent_chats_each_get_their_own_answer() -> None:
 
 async def test_a_model_with_broken_files_says_so_and_harms_no_other(tmp_path: Path) -> None:
     cut = tmp_path / "cut"
-    copytree(TINY["tiny-chat"]["source"], cut)
+    copytree(MODELS / "tiny-chat", cut)
     weights = cut / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     async with Rig(models={"cut": {"source": str(cut)}, **ECHO}) as rig:
@@ -123,7 +123,7 @@ async def test_a_model_with_broken_files_says_so_and_harms_no_other(tmp_path: Pa
 async def test_a_model_that_cannot_be_loaded_fails_once_with_its_reason(tmp_path: Path) -> None:
     # its headers are right, so it is offered; its tokenizer is not, which only loading tells
     broken = tmp_path / "broken"
-    copytree(TINY["tiny-chat"]["source"], broken)
+    copytree(MODELS / "tiny-chat", broken)
     (broken / "tokenizer.json").write_text("{}")
     async with Rig(models={"broken": {"source": str(broken)}}) as rig:
         with pytest.raises(ModelLoadFailed):

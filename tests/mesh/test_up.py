@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import json
-import math
 import signal
 import subprocess
 import sys
@@ -19,11 +18,13 @@ from pathlib import Path
 import openai
 import psutil
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from blip.cli.local import free_port
 from tests.mesh.rig import ECHO, TINY
 
-JAPAN = [{"role": "user", "content": "What is the capital of Japan?"}]
+QUESTION = "What is the capital of Japan?"
+JAPAN: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
 TOKYO = "The capital of Japan is Tokyo."
 
 
@@ -120,7 +121,7 @@ async def test_chat_plain_and_streamed(up: Up) -> None:
     async with up.client() as client:
         answer = await client.chat.completions.create(
             model="tiny-chat",
-            messages=JAPAN,  # type: ignore[arg-type]
+            messages=JAPAN,
             temperature=0,
         )
         assert answer.choices[0].message.content == TOKYO
@@ -131,7 +132,7 @@ async def test_chat_plain_and_streamed(up: Up) -> None:
         )
         stream = await client.chat.completions.create(
             model="tiny-chat",
-            messages=JAPAN,  # type: ignore[arg-type]
+            messages=JAPAN,
             temperature=0,
             stream=True,
             stream_options={"include_usage": True},
@@ -162,26 +163,23 @@ async def test_completion_stops_and_biases(up: Up) -> None:
         assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
 
 
+def _dot(one: list[float], two: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, two, strict=True))
+
+
 async def test_embeddings(up: Up) -> None:
     async with up.client() as client:
         texts = ["the soup needs salt", "add pepper to the soup", "the team won the match"]
         answer = await client.embeddings.create(model="tiny-embed", input=texts)
         one, two, three = (row.embedding for row in answer.data)
-        assert (
-            math.sumprod(one, two) > math.sumprod(one, three)
-            if hasattr(math, "sumprod")
-            else (
-                sum(a * b for a, b in zip(one, two, strict=True))
-                > sum(a * b for a, b in zip(one, three, strict=True))
-            )
-        )
+        assert _dot(one, two) > _dot(one, three)
         assert answer.usage.prompt_tokens > 0
 
 
 async def test_errors_are_openais_typed_exceptions(up: Up) -> None:
     async with up.client() as client:
         with pytest.raises(openai.NotFoundError) as unknown:
-            await client.chat.completions.create(model="tiny-chta", messages=JAPAN)  # type: ignore[arg-type]
+            await client.chat.completions.create(model="tiny-chta", messages=JAPAN)
         assert "tiny-chat" in str(unknown.value)
         with pytest.raises(openai.BadRequestError, match="messages"):
             await client.chat.completions.create(model="tiny-chat", messages=[])
@@ -193,7 +191,7 @@ async def test_errors_are_openais_typed_exceptions(up: Up) -> None:
         with pytest.raises(openai.BadRequestError, match="tools"):
             await client.chat.completions.create(
                 model="tiny-chat",
-                messages=JAPAN,  # type: ignore[arg-type]
+                messages=JAPAN,
                 tools=[{"type": "function", "function": {"name": "f"}}],
             )
 
@@ -202,7 +200,7 @@ async def test_headers_tell_who_served_and_where_time_went(up: Up) -> None:
     async with up.client() as client:
         raw = await client.chat.completions.with_raw_response.create(
             model="tiny-chat",
-            messages=JAPAN,  # type: ignore[arg-type]
+            messages=JAPAN,
             extra_headers={"X-Request-ID": "mine-1"},
         )
         assert raw.headers["X-Request-ID"] == "mine-1"
@@ -228,7 +226,7 @@ async def test_losing_a_node_fails_no_request_that_had_not_streamed(up: Up) -> N
         async def ask() -> tuple[str, str]:
             raw = await client.chat.completions.with_raw_response.create(
                 model="tiny-chat",
-                messages=JAPAN,  # type: ignore[arg-type]
+                messages=JAPAN,
                 temperature=0,
             )
             answer = raw.parse()
@@ -259,7 +257,7 @@ async def test_losing_the_store_stops_no_synchronous_request(up: Up) -> None:
         for _ in range(10):
             answer = await client.chat.completions.create(
                 model="tiny-chat",
-                messages=JAPAN,  # type: ignore[arg-type]
+                messages=JAPAN,
                 temperature=0,
             )
             assert answer.choices[0].message.content == TOKYO
@@ -280,7 +278,7 @@ async def test_cli_against_it(up: Up) -> None:
         assert process.returncode == 0
         return out.decode()
 
-    assert TOKYO in await blip("run", "tiny-chat", JAPAN[0]["content"], "--temperature", "0")
+    assert TOKYO in await blip("run", "tiny-chat", QUESTION, "--temperature", "0")
     assert "tiny-embed" in await blip("models")
     assert {node["name"] for node in json.loads(await blip("status", "--json"))["nodes"]} == {
         "rig-1",
