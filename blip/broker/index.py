@@ -236,17 +236,20 @@ class Index:
         return [site.device for site in over]
 
     def refresh(self, site: Site, *, rotate: bool = False) -> None:
-        """Sort a site anew after its account changed, and its neighbours if they feel it.
+        """Sort a site anew after its account changed, and its neighbours if they gain by it.
 
-        With ``rotate`` it goes behind its equals even if nothing changed.
+        Neighbours that lose by it keep their place: it is only too good, and whoever chooses
+        looks twice. With ``rotate`` the site goes behind its equals even if nothing changed.
         """
         busy = site.account.load > 0 and not site.gone
         if busy != site.busy:
+            device = site.device
             site.busy = busy
-            site.device.busy += 1 if busy else -1
-            for other in site.device.warm.values():
-                if other is not site:
-                    self._shelve(other)
+            device.busy += 1 if busy else -1
+            if not busy:
+                for other in device.sites.values():
+                    if other.neighbours > device.busy - other.busy:
+                        self._shelve(other)
         self._shelve(site, rotate=rotate)
 
     def rerate(self, candidate: Candidate) -> None:
@@ -363,6 +366,7 @@ class Index:
         if where == _FULL:
             key = free_at + site.queue
         slowdown = site.slowdown(self._crowding)
+        site.neighbours = site.device.busy - site.busy
         # As in a quote: itself, what it does to others, and the risk that it fails half-way.
         factor = slowdown * (1 + 1 / site.device.soundness) - 1
         for candidate in site.candidates:

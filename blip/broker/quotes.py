@@ -86,8 +86,11 @@ class Quotes:
             if cost >= least:
                 break
             site = candidate.site
-            if exclude and site.device.node.id in exclude:
+            device = site.device
+            if exclude and device.node.id in exclude:
                 continue
+            if site.neighbours != device.busy - site.busy:
+                cost = units * _weighed(candidate, candidate.step)
             if site.ready_at > now:
                 cost += site.ready_at - now
             seen.append(candidate)
@@ -101,7 +104,7 @@ class Quotes:
             if exclude and site.device.node.id in exclude:
                 continue
             start = max(until(site.free_at, now) + site.queue, site.ready_at - now)
-            cost = start + units * candidate.weight
+            cost = start + units * _weighed(candidate, candidate.rate)
             seen.append(candidate)
             if cost < least:
                 least, chosen = cost, candidate
@@ -244,6 +247,13 @@ def until(at: float, now: float) -> float:
     time it is about to end, long past its time it is probably stuck.
     """
     return abs(at - now)
+
+
+def _weighed(candidate: Candidate, rate: float) -> float:
+    """Correct a candidate's weight for neighbours that came since it was sorted."""
+    site = candidate.site
+    more = (1 + site.device.busy - site.busy) / (1 + site.neighbours)
+    return (candidate.weight + rate) * more - rate
 
 
 def _busy_for(site: Site, now: float) -> float:

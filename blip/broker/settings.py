@@ -20,7 +20,7 @@ class Settings:
 
     #: Tickets that may wait, over all models. At a task a second it is a quarter of an hour of
     #: work: whoever comes after that is better told to come back.
-    queue_limit: int = 1000
+    queue_limit: int = 1024
     #: The part of the queue that only priority 5 and better may fill, so that a flood of batch
     #: work cannot lock interactive users out.
     queue_reserve: float = 0.2

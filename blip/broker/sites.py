@@ -114,6 +114,8 @@ class Site:
     typical: float = TYPICAL
     #: Whether the account has attempts, as counted in ``device.busy``.
     busy: bool = False
+    #: Other replicas at work on the device when its candidates were last sorted, or fewer.
+    neighbours: int = 0
     #: Whether anything may be placed here: the node is ready, the device healthy, ...
     eligible: bool = False
     #: Dropped: nothing will ever run here again.

@@ -172,9 +172,17 @@ def check(broker: Scheduler) -> None:
             shelf = getattr(group, name)
             assert [entry[:2] for entry in shelf] == sorted(entry[:2] for entry in shelf)
             for entry in shelf:
-                assert entry[2].shelf is shelf
-                assert entry[2].entry is entry
-                shelved[id(entry[2])] = shelved.get(id(entry[2]), 0) + 1
+                candidate, site = entry[2], entry[2].site
+                assert candidate.shelf is shelf
+                assert candidate.entry is entry
+                shelved[id(candidate)] = shelved.get(id(candidate), 0) + 1
+                # What is sorted by may be too good, never too bad, or the best would be missed.
+                slowdown = site.slowdown(broker.settings.crowding)
+                rate = candidate.step if name == "open" else candidate.rate
+                weight = rate * (slowdown * (1 + 1 / site.device.soundness) - 1)
+                assert candidate.weight <= weight * (1 + 1e-9)
+                if name == "open":
+                    assert entry[0] == candidate.weight
         assert group.fastest == min(c.rate for c in group.members.values())
     for node in broker.registry.nodes():
         for record in index.devices(node.id):
