@@ -64,7 +64,6 @@ async def serve(config: Config, listener: socket.socket, stop: asyncio.Event) ->
         settings = GatewaySettings(
             body_limit=int(config.gateway.body_limit),
             api_keys=dict(config.gateway.api_keys),
-            request_timeout=config.gateway.request_timeout,
         )
         store = await Store.open_if_there(
             config.store.url, config.mesh.state_dir, config.mesh.id, name="blip-gateway"

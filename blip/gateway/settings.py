@@ -22,15 +22,13 @@ class GatewaySettings:
     #: Largest request body in bytes, after decompression. Long prompts and 2048 texts to embed fit.
     body_limit: int = 8 * 1024 * 1024
     api_keys: Mapping[str, str] = field(default_factory=dict)
-    #: Seconds a task may take from its request to its last token; OpenAI's clients wait as long.
-    request_timeout: float = 600.0
     #: Seconds of silence after which a stream carries a comment, so that proxies keep it open.
     heartbeat: float = 15.0
     #: Whether ``/metrics`` needs no key even where the rest does.
     metrics_open: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("body_limit", "request_timeout", "heartbeat"):
+        for name in ("body_limit", "heartbeat"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0")
         for name, digest in self.api_keys.items():

@@ -472,7 +472,7 @@ async def test_what_needs_a_key(backend: MemoryMesh) -> None:
         {"api_keys": {"a": "sk-plain"}},
         {"api_keys": {"a": "A" * 64}},
         {"body_limit": 0},
-        {"request_timeout": -1.0},
+        {"heartbeat": -1.0},
         {"heartbeat": float("nan")},
     ],
 )
