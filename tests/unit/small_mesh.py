@@ -11,6 +11,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from blip.broker.ledger import Ledger
@@ -222,7 +223,7 @@ class Gateway:
                 case Deliver(payload):
                     assert not call.ends, "a part after the end"
                     call.received += payload
-                    self.soon.append(lambda n=len(payload): self.consumed(call, n))  # type: ignore[misc]
+                    self.soon.append(partial(self.consumed, call, len(payload)))
                 case Finish(outcome):
                     call.ends.append(outcome)
                 case ToNode():
@@ -649,9 +650,8 @@ class Node:
         if current is not None and current.attempt == attempt:
             return
         code = ""
-        if self.executions.buried(task, attempt):
-            code = "superseded"
-        elif current is not None and current.attempt > attempt:
+        older = current is not None and current.attempt > attempt
+        if older or self.executions.buried(task, attempt):
             code = "superseded"
         elif submit.expires_in <= 0:
             code = "expired"
@@ -692,9 +692,7 @@ class Node:
                 execution.move(Event.START)
         for execution in held:
             task, attempt = execution.task, execution.attempt
-            if execution.state is Stage.STOPPING:
-                self.end(execution, Cancelled(task, attempt))
-            elif execution.state is Stage.RUNNING:
+            if execution.state is Stage.RUNNING:
                 if how == "crash":
                     self.end(execution, Fail(task, attempt, *WorkerCrashed("signal 9").to_wire()))
                 elif execution.job + execution.part < LENGTH:
@@ -707,7 +705,10 @@ class Node:
                     self.end(execution, Done(task, attempt, execution.part, usage, *times, b""))
 
     def tick(self) -> None:
-        """Let time pass."""
+        """Let time pass. A worker that was told to stop has done so by now."""
+        for execution in list(self.executions._held.values()):
+            if execution.state is Stage.STOPPING:
+                self.end(execution, Cancelled(execution.task, execution.attempt))
         for execution in self.executions.expired(self.mesh.now):
             fail = Fail(execution.task, execution.attempt, "deadline_exceeded", "too late", {})
             self.end(execution, fail)
@@ -737,9 +738,9 @@ class Mesh:
         self.listeners["broker"] = Broker(self, next(self.incarnations))
         for n in range(nodes):
             self.start_node(f"node-{n}")
-        self.gateways = {
-            f"gw-{n}": Gateway(self, f"gw-{n}", next(self.incarnations)) for n in range(gateways)
-        }
+        self.gateways: dict[str, Gateway] = {}
+        for n in range(gateways):
+            self.start_gateway(f"gw-{n}")
 
     def random(self) -> float:
         """A number from 0 to below 1, the same ones in every run."""
@@ -768,10 +769,12 @@ class Mesh:
         """Another broker takes the place of one that died."""
         self.listeners["broker"] = Broker(self, next(self.incarnations))
 
-    def start_gateway(self, id: str) -> None:
-        """Another gateway takes the place of one that died; its clients are gone."""
-        self.gateways[id].close()
-        self.gateways[id] = Gateway(self, id, next(self.incarnations))
+    def start_gateway(self, place: str) -> None:
+        """A gateway starts, or takes the place of one that died; its id is new, as in life."""
+        if place in self.gateways:
+            self.gateways[place].close()
+        incarnation = next(self.incarnations)
+        self.gateways[place] = Gateway(self, f"{place}.{incarnation}", incarnation)
 
     def submit(self, gateway: str, resumable: bool, timeout: float) -> Call:
         """A client asks for something."""
