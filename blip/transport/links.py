@@ -203,7 +203,9 @@ class Listener:
             self._emit(peer, peer.link.tick(now))
             if peer.link.ready:
                 peer.idle_since = now
-            elif now - peer.idle_since > FORGET_AFTER or peer.link.state is State.CLOSED:
+            elif peer not in self._leaving and (
+                now - peer.idle_since > FORGET_AFTER or peer.link.state is State.CLOSED
+            ):
                 self._forget(peer)
                 continue
             if peer.link.pending:

@@ -29,6 +29,7 @@ from blip.protocol.link import (
 )
 from blip.protocol.messages import Data, Goodbye, Hello, Info, Message, Payload, Welcome
 from blip.transport import host as host_module
+from blip.transport import links as links_module
 from blip.transport import port as port_module
 from blip.transport.host import host_id, reachable
 from blip.transport.links import FORGET_AFTER, Dialer, Listener, Peer
@@ -335,6 +336,47 @@ async def test_a_listeners_goodbye_arrives_at_everyone(context: Context, busy: f
     for end in ends:
         assert end.dialer.link.state is State.CLOSED
         end.dialer.close()
+
+
+async def test_who_leaves_waits_until_everyone_has_read_everything(context: Context) -> None:
+    here = Here(context)
+    ends = [There(context, here.endpoint, name) for name in "ab"]
+    async with ticking(here, *ends):
+        await until(lambda: all(end.dialer.ready for end in ends))
+        last = [info(number) for number in range(400)]
+        for message in last:
+            here.peer("a").send(message)
+        await here.listener.leave("leaving", "the node is shutting down")
+        # nothing is under way any more, in either direction
+        farewell = [Lost("goodbye"), Closed("leaving", "the node is shutting down")]
+        assert ends[0].log[1:] == [*last, *farewell]
+        assert ends[1].log[1:] == farewell
+        assert all(peer.link.parted for peer in here.listener.peers.values())
+        here.listener.close()
+        await asyncio.sleep(0.1)
+        assert here.kinds("a") == here.kinds("b") == [Ready], "who says goodbye knows"
+        assert not [type(each) for each in ends[0].log if type(each) is Ready][1:]
+
+
+async def test_nobody_waits_for_ever_for_an_answer(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links_module, "LEAVE_WAIT", 0.2)
+    here = Here(context)
+    there = There(context, here.endpoint)
+    await until(lambda: there.dialer.ready)
+    asyncio.get_running_loop().remove_reader(there.dialer._port._fd)  # it hears nothing more
+    async with ticking(here):
+        await here.listener.leave("leaving", "the node is shutting down")
+        await here.listener.leave("leaving", "twice")  # nobody is left to wait for
+    there.dialer.close()
+    here.listener.close()
+
+
+async def test_who_is_alone_leaves_at_once(context: Context) -> None:
+    here = Here(context)
+    await here.listener.leave("leaving", "the node is shutting down")
+    here.listener.close()
 
 
 async def test_one_peer_can_be_sent_away(context: Context) -> None:

@@ -12,6 +12,7 @@ import pytest
 from blip.errors import LocalProtocolError, PayloadTooLarge
 from blip.protocol import codec, versions
 from blip.protocol.link import (
+    PARTED,
     SEQUENCE_GAP,
     TRANSITIONS,
     UNKNOWN_EPOCH,
@@ -583,9 +584,33 @@ def test_goodbye_ends_a_link_behind_what_was_said(side: int) -> None:
         Closed("leaving", "the node is shutting down"),
     ]
     assert end.take() == [], "who says goodbye knows"
+    assert end.link.parted, "the other side has read everything and said so"
     pair.run(30.0)
     assert pair.dialler.take() == pair.listener.take() == []
     assert [each.link.state for each in pair.ends] == [State.CLOSED] * 2
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["dialler", "listener"])
+def test_a_goodbye_is_answered_once(side: int) -> None:
+    pair = Pair()
+    end, far = pair.ends[side], pair.ends[1 - side]
+    end.link.goodbye("leaving", "bye")
+    pair.flush()
+    pair.step(far)
+    assert far.link.parted
+    assert sent(far.link) == [Goodbye(PARTED, "goodbye")]
+    assert end.link.receive(wire(5, Goodbye(PARTED, "goodbye")), pair.now) == []
+    assert end.link.parted
+    assert not end.link.pending, "and the answer is not answered"
+
+
+def test_both_may_say_goodbye_at_once() -> None:
+    pair = Pair()
+    for end in pair.ends:
+        end.link.goodbye("leaving", "bye")
+    pair.settle()
+    assert pair.dialler.take() == pair.listener.take() == []
+    assert all(end.link.parted for end in pair.ends)
 
 
 def test_goodbye_heard_twice_is_told_once() -> None:
