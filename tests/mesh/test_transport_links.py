@@ -338,7 +338,10 @@ async def test_a_listeners_goodbye_arrives_at_everyone(context: Context, busy: f
         end.dialer.close()
 
 
-async def test_who_leaves_waits_until_everyone_has_read_everything(context: Context) -> None:
+async def test_who_leaves_waits_until_everyone_has_read_everything(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links_module, "LEAVE_WAIT", 1000.0)  # only answers end the wait
     here = Here(context)
     ends = [There(context, here.endpoint, name) for name in "ab"]
     async with ticking(here, *ends):
@@ -346,7 +349,8 @@ async def test_who_leaves_waits_until_everyone_has_read_everything(context: Cont
         last = [info(number) for number in range(400)]
         for message in last:
             here.peer("a").send(message)
-        await here.listener.leave("leaving", "the node is shutting down")
+        async with asyncio.timeout(20):
+            await here.listener.leave("leaving", "the node is shutting down")
         # nothing is under way any more, in either direction
         farewell = [Lost("goodbye"), Closed("leaving", "the node is shutting down")]
         assert ends[0].log[1:] == [*last, *farewell]
