@@ -3,12 +3,14 @@
     BlipError
     ├── InvalidRequest            400  invalid_request
     │   ├── UnsupportedField      400  unsupported_field
-    │   └── ContextTooLong        400  context_length_exceeded
+    │   ├── ContextTooLong        400  context_length_exceeded
+    │   └── Unsatisfiable         422  unsatisfiable
     ├── Unauthorized              401  invalid_api_key
     ├── NotFound                  404  not_found
     │   └── ModelNotFound         404  model_not_found
     ├── PayloadTooLarge           413  payload_too_large
     ├── Overloaded                429  overloaded
+    │   └── DeadlineUnreachable   429  deadline_unreachable
     ├── Cancelled                 499  cancelled
     ├── InternalError             500  internal_error
     │   └── RuntimeFailed         500  runtime_failed
@@ -17,6 +19,7 @@
     ├── Unavailable               503  unavailable
     │   ├── NoNode                503  no_node
     │   ├── NoCapacity            503  no_capacity
+    │   │   └── ModelTooLarge     503  model_too_large
     │   ├── ModelLoadFailed       503  model_load_failed
     │   └── StoreUnavailable      503  store_unavailable
     ├── DeadlineExceeded          504  deadline_exceeded
@@ -101,6 +104,14 @@ class ContextTooLong(InvalidRequest):
     default_hint = "Shorten the prompt or lower max_tokens."
 
 
+class Unsatisfiable(InvalidRequest):
+    """No node of the mesh is what the task requires its device to be."""
+
+    code = "unsatisfiable"
+    status = 422
+    default_hint = "`blip status` shows what there is; ask for less, or add such a node."
+
+
 class Unauthorized(BlipError):
     """No API key, or one that this gateway does not know."""
 
@@ -140,6 +151,13 @@ class Overloaded(BlipError):
     status = 429
     openai_type = "rate_limit_error"
     default_hint = "Try again after the time in Retry-After, or add a node."
+
+
+class DeadlineUnreachable(Overloaded):
+    """It cannot be done by its deadline; ``earliest_finish`` says when it could be."""
+
+    code = "deadline_unreachable"
+    default_hint = "Allow it the time that 'earliest_finish' says, or add a faster node."
 
 
 class Cancelled(BlipError):
@@ -198,6 +216,13 @@ class NoCapacity(Unavailable):
     """The model does not fit on any device at present."""
 
     code = "no_capacity"
+
+
+class ModelTooLarge(NoCapacity):
+    """The model is larger than every device that could load it, even if all else went."""
+
+    code = "model_too_large"
+    retryable = False
 
 
 class ModelLoadFailed(Unavailable):

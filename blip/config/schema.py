@@ -109,6 +109,10 @@ KeyHash = Annotated[str, AfterValidator(_sha256)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+#: A share, relative to others.
+Weight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+
+
 class Section(BaseModel):
     """What all sections share: unknown keys are errors, values are strict and cannot change."""
 
@@ -153,6 +157,10 @@ class BrokerConfig(Section):
         default=1024,
         ge=0,
         description="Tasks that may wait for a device before new ones get a 429.",
+    )
+    tenants: dict[str, Weight] = Field(
+        default_factory=dict,
+        description="Shares of busy devices by API key: name = weight. Others weigh 1.",
     )
     heartbeat: Seconds = Field(
         default=1.0, description="Seconds between two signs of life on a link."
@@ -244,6 +252,9 @@ class NodeConfig(Section):
         description="Brokers to connect to. Empty: those that the store knows, else broker.bind.",
     )
     nvml: bool = Field(default=True, description="Offer the NVIDIA GPUs that NVML reports.")
+    amd: bool = Field(
+        default=True, description="Offer the AMD GPUs that amdsmi reports, where it is installed."
+    )
     cpu: Literal["auto", "on", "off"] = Field(
         default="auto", description="Offer the CPU as a device; auto: only where there is no GPU."
     )
@@ -265,7 +276,35 @@ class NodeConfig(Section):
         description="Speed of this node relative to others, until the broker has measured it.",
     )
     labels: dict[str, str] = Field(
-        default_factory=dict, description="Free-form facts about the node, shown by `blip status`."
+        default_factory=dict,
+        description="Free-form facts about the node that tasks may ask for, such as zone = "
+        '"cellar"; `blip status` shows them.',
+    )
+    benchmark: bool = Field(
+        default=True,
+        description="Measure each device once, some seconds at the first start, and rank devices "
+        "by that.",
+    )
+    neighbour: Literal["auto", "off", "polite", "strict"] = Field(
+        default="auto",
+        description="When its owner uses a device: off shares it; polite takes nothing new and "
+        "frees idle models; strict also stops what runs, which goes on elsewhere. auto: polite "
+        "where a display is attached, else off.",
+    )
+    neighbour_memory: Size = Field(
+        default=ByteSize(1024**3),
+        description="Device memory of other programs from which on the owner is using it.",
+    )
+    neighbour_utilization: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Utilisation, 0 to 1, by other programs from which on the owner is using it.",
+    )
+    schedule: list[str] = Field(
+        default_factory=list,
+        description='When the owner uses this machine whatever is measured, such as "mon-fri '
+        '09:00-18:00", in local time.',
     )
 
 
@@ -301,6 +340,26 @@ class ModelConfig(Section):
     preload: bool = Field(
         default=False, description="Load it when the node starts, not at the first request."
     )
+    keep_alive: Seconds | None = Field(
+        default=None,
+        description="Seconds without work after which it is unloaded; unset: when its room is "
+        "needed.",
+    )
+    pin: bool = Field(default=False, description="Never unload it to make room for others.")
+    min_replicas: int = Field(
+        default=0, ge=0, description="Replicas that the mesh keeps loaded at all times."
+    )
+    max_replicas: int | None = Field(
+        default=None, ge=1, description="The most replicas that the mesh loads; unset: no limit."
+    )
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ModelConfig:
+        if self.max_replicas is not None and self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})"
+            )
+        return self
 
 
 class LogConfig(Section):

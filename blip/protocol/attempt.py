@@ -132,6 +132,8 @@ class Refusal(Enum):
     LOAD_FAILED = "load_failed"
     EXPIRED = "expired"
     SUPERSEDED = "superseded"
+    #: Given back before it began, as its gateway asked: no fault of the node's.
+    RECALLED = "recalled"
 
 
 #: What the client hears if every node refused, by the last refusal's code.

@@ -41,6 +41,18 @@ class Device(NamedTuple):
     health: float = 1.0
     #: Seconds since the sample was taken.
     age: float = 0.0
+    #: ``ready``; or ``yielding`` to its owner, ``draining``, ``cordoned``: takes nothing new.
+    state: str = "ready"
+    #: Why it is not ready, or not wholly healthy; a sentence.
+    reason: str = ""
+    #: Bytes that this node's workers use, that others use, and that are promised to loads.
+    ours: int | None = None
+    foreign: int | None = None
+    reserved: int = 0
+    #: What else was measured, for people: see docs/capacity.md. What is not known is absent.
+    metrics: dict[str, Any] = {}  # noqa: RUF012
+    #: What the micro-benchmark measured, once: see docs/capacity.md. Empty before.
+    benchmark: dict[str, float] = {}  # noqa: RUF012
 
 
 class Replica(NamedTuple):
@@ -58,6 +70,11 @@ class Replica(NamedTuple):
     #: Seconds the load took, or has taken so far.
     load_seconds: float = 0.0
     error: str = ""
+    #: Stays, whatever needs its room.
+    pinned: bool = False
+    #: Seconds since it last had work, and until it is unloaded for that; None: it stays.
+    idle: float = 0.0
+    unload_in: float | None = None
 
 
 class Model(NamedTuple):
@@ -76,6 +93,11 @@ class Model(NamedTuple):
     error: str = ""
     #: Seconds before a load may be tried again after ``error``.
     retry_in: float = 0.0
+    #: Number of weights, 0 if that is not known: what quantisation would make of it.
+    parameters: int = 0
+    #: Replicas that the mesh keeps loaded, and the most it loads; 0 for no such wish.
+    min_replicas: int = 0
+    max_replicas: int = 0
 
 
 class Running(NamedTuple):
@@ -83,6 +105,8 @@ class Running(NamedTuple):
 
     task: bytes
     attempt: int
+    #: Whether a worker has begun with it; until then it can be taken back.
+    begun: bool = True
 
 
 class Lease(NamedTuple):
@@ -176,6 +200,8 @@ class Advert(NamedTuple):
     models: list[Model]
     replicas: list[Replica]
     running: list[Running]
+    #: Free-form facts that tasks may ask for.
+    labels: dict[str, str] = {}  # noqa: RUF012
 
 
 class NodeEntry(NamedTuple):
@@ -213,6 +239,8 @@ class Place(NamedTuple):
     deadline: float = 0.0
     tenant: str = ""
     exclude: list[str] = []  # noqa: RUF012
+    #: What the device must be: see :mod:`blip.protocol.constraints`.
+    require: dict[str, Any] = {}  # noqa: RUF012
 
 
 class Grant(NamedTuple):
@@ -248,6 +276,58 @@ class Release(NamedTuple):
     units: float = 0.0
     run: float = 0.0
     load: float = 0.0
+
+
+class Move(NamedTuple):
+    """Take this attempt back, unless it has begun, and place it anew: a device idles for it."""
+
+    task: bytes
+    attempt: int
+    node: str
+    device: str
+
+
+class Why(NamedTuple):
+    """What was decided about this task, and why? ``attempt`` 0 asks for all of them."""
+
+    task: bytes
+    attempt: int
+
+
+class Story(NamedTuple):
+    """The decisions about a task, oldest first, as :mod:`blip.broker.decisions` writes them."""
+
+    task: bytes
+    attempt: int
+    decisions: list[dict[str, Any]]
+
+
+# --- operations -----------------------------------------------------------------------------
+
+
+class Order(NamedTuple):
+    """Do this on your node: ``load``, ``unload``, ``cordon``, ``uncordon``, ``drain``.
+
+    ``number`` is the sender's own, for the answers. An empty ``device`` means the whole node,
+    and for ``load`` that the node chooses one.
+    """
+
+    number: int
+    verb: str
+    device: str = ""
+    model: str = ""
+    options: dict[str, Any] = {}  # noqa: RUF012
+
+
+class Ordered(NamedTuple):
+    """How an order goes: ``running`` any number of times, then ``done`` or ``failed``."""
+
+    number: int
+    state: str
+    #: One of the error codes if it failed.
+    code: str = ""
+    text: str = ""
+    details: dict[str, Any] = {}  # noqa: RUF012
 
 
 # --- attempts -------------------------------------------------------------------------------
@@ -334,6 +414,13 @@ class Cancel(NamedTuple):
     attempt: int
 
 
+class Recall(NamedTuple):
+    """Give this attempt back, if no worker has begun with it; REFUSE(recalled) says so."""
+
+    task: bytes
+    attempt: int
+
+
 class Cancelled(NamedTuple):
     """The attempt has stopped; terminal."""
 
@@ -355,6 +442,11 @@ Message = (
     | Grant
     | Deny
     | Release
+    | Move
+    | Why
+    | Story
+    | Order
+    | Ordered
     | Submit
     | Accept
     | Refuse
@@ -364,6 +456,7 @@ Message = (
     | Fail
     | Cancel
     | Cancelled
+    | Recall
 )
 
 #: The number of each message on the wire. Numbers are never reused.
@@ -381,6 +474,11 @@ TYPES: dict[int, type[Message]] = {
     21: Grant,
     22: Deny,
     23: Release,
+    24: Move,
+    25: Why,
+    26: Story,
+    27: Order,
+    28: Ordered,
     30: Submit,
     31: Accept,
     32: Refuse,
@@ -390,5 +488,6 @@ TYPES: dict[int, type[Message]] = {
     36: Fail,
     37: Cancel,
     38: Cancelled,
+    39: Recall,
 }
 NUMBERS: dict[type[Message], int] = {cls: number for number, cls in TYPES.items()}

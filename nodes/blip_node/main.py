@@ -140,6 +140,10 @@ def _models(config: Config) -> list[ModelSpec]:
             model.dtype,
             model.context,
             model.threads,
+            model.keep_alive,
+            model.pin,
+            model.min_replicas,
+            model.max_replicas,
         )
         for name, model in config.models.items()
     ]

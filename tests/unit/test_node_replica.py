@@ -86,7 +86,7 @@ def test_idle_means_that_nobody_would_notice() -> None:
 def test_the_advert_tells_loading_from_ready() -> None:
     made = replica(State.LOADING)
     made.progress = 0.5
-    assert made.advert(2.0)[2:] == ("loading", 2, 0, 0, 100, 0.5, 2.0, "")
+    assert made.advert(2.0)[2:10] == ("loading", 2, 0, 0, 100, 0.5, 2.0, "")
     made.state = State.BACKOFF
     assert made.advert(2.0).state == "loading"
     made.state, made.load_seconds = State.READY, 1.5

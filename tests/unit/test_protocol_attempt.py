@@ -383,7 +383,7 @@ def test_an_error_that_only_a_newer_node_knows_is_final() -> None:
 
 def test_the_order_of_the_end_is_the_client_first() -> None:
     commands = running().failed(fail(InvalidRequest("bad")))
-    assert [type(command) for command in commands] == [Finish, ToBroker]
+    assert [type(command).__name__ for command in commands] == ["Finish", "ToBroker"]
 
 
 # --- lost nodes -----------------------------------------------------------------------------

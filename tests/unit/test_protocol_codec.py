@@ -271,7 +271,8 @@ def test_fields_that_an_older_version_lacks_get_their_defaults(
 def test_what_tuples_are_made_of_grows_the_same_way() -> None:
     device = ["cpu", "cpu", "AMD EPYC", 8, 4]
     header = row(Advert(1, False, [], [], [], []))
-    header[4][2] = [device, [*device, 0.5, None, 65, 1.0, None, 1, 0, "new", "newer"]]
+    whole = list(Device("cpu", "cpu", "AMD EPYC", 8, 4, 0.5, None, 65))
+    header[4][2] = [device, [*whole, "new", "newer"]]
     message = one(raw(header))
     assert isinstance(message, Advert)
     short, long = message.devices

@@ -27,19 +27,25 @@ from blip.protocol.messages import (
     Lease,
     Message,
     Model,
+    Move,
     NodeEntry,
     Nodes,
+    Order,
+    Ordered,
     Payload,
     Ping,
     Place,
     Pong,
+    Recall,
     Refuse,
     Release,
     Replica,
     Running,
     Stats,
+    Story,
     Submit,
     Welcome,
+    Why,
 )
 
 FOLDER = Path(__file__).parent
@@ -62,7 +68,33 @@ _ADVERT = Advert(
     [Replica("llama", "GPU-1", "loading", 16, 3, 1, 5 << 30, 0.5, 2.25, "")],
     [Running(TASK, 1), Running(OTHER, 300)],
 )
+_ADVERT_CAPACITY = _ADVERT._replace(
+    devices=[
+        _ADVERT.devices[0]._replace(
+            state="yielding",
+            reason="its owner is using it",
+            ours=2 << 30,
+            foreign=1 << 30,
+            reserved=3 << 30,
+            metrics={"clock": 2520, "throttle": ["sw_thermal"], "fan": None},
+            benchmark={"fp16": 1.5e14, "load": 1.2e10},
+        ),
+        _ADVERT.devices[1],
+    ],
+    models=[_ADVERT.models[0]._replace(parameters=8_000_000_000, min_replicas=1, max_replicas=4)],
+    replicas=[_ADVERT.replicas[0]._replace(pinned=True, idle=12.5, unload_in=287.5)],
+    running=[Running(TASK, 1, False), Running(OTHER, 300, True)],
+    labels={"zone": "cellar"},
+)
 _LARGE = bytes(range(256)) * 32 + b"!"
+
+_PLACE = Place(TASK, 2, "chat", "llama", 128.0, 3, 60.0, "team-a", ["node-2"])
+
+
+def _nodes(advert: Advert) -> Nodes:
+    entry = NodeEntry("node-1", 5, "rig", "boot-1", ["tcp://127.0.0.1:7701"], "ready", advert)
+    return Nodes(True, [entry], ["node-2"])
+
 
 #: Name of the file to ``(sequence number, message)`` pairs.
 SAMPLES: dict[str, list[tuple[int, Message]]] = {
@@ -90,27 +122,19 @@ SAMPLES: dict[str, list[tuple[int, Message]]] = {
     "pong": [(70_000, Pong(1))],
     "info": [(2, Info({"id": "node-1", "models": ["llama"], "deep": {"yes": True, "no": None}}))],
     "stats": [(3, Stats({"accepted": 12, "load": 0.5}))],
-    "advert": [(4, _ADVERT)],
-    "nodes": [
-        (
-            1,
-            Nodes(
-                True,
-                [
-                    NodeEntry(
-                        "node-1", 5, "rig", "boot-1", ["tcp://127.0.0.1:7701"], "ready", _ADVERT
-                    )
-                ],
-                ["node-2"],
-            ),
-        )
-    ],
-    "place": [(5, Place(TASK, 2, "chat", "llama", 128.0, 3, 60.0, "team-a", ["node-2"]))],
+    "advert": [(4, _ADVERT_CAPACITY)],
+    "nodes": [(1, _nodes(_ADVERT_CAPACITY))],
+    "place": [(5, _PLACE._replace(require={"vendor": ["nvidia"], "not": {"node": ["rig"]}}))],
     "grant": [(6, Grant(TASK, 2, "node-1", 5, "GPU-1", 0.25, 3.2, 4.0))],
     "deny": [
         (7, Deny(TASK, 2, "overloaded", "the queue is full", {"retry_after": 2.5, "queue": 1000}))
     ],
     "release": [(8, Release(TASK, 2, "done", 130.0, 3.5, 4.25))],
+    "move": [(9, Move(TASK, 2, "node-3", "GPU-2"))],
+    "why": [(10, Why(TASK, 2))],
+    "story": [(11, Story(TASK, 0, [{"outcome": "grant", "at": 1.5, "considered": []}]))],
+    "order": [(12, Order(7, "load", "GPU-1", "llama", {"pin": True, "keep_alive": 300.0}))],
+    "ordered": [(13, Ordered(7, "failed", "no_capacity", "it needs 5 GiB", {"need": 5 << 30}))],
     "submit": [(1, Submit(TASK, 2, "chat", "llama", "GPU-1", 59.5, 1 << 20, b"\x81\xa1a\x01"))],
     "accept": [(2, Accept(TASK, 2, 3))],
     "refuse": [(2, Refuse(TASK, 2, "no_memory", "'llama' needs 5,120 MiB", {"need": 5 << 30}))],
@@ -127,6 +151,7 @@ SAMPLES: dict[str, list[tuple[int, Message]]] = {
     "fail": [(6, Fail(TASK, 2, "worker_crashed", "the worker ended: signal 9", {"signal": 9}))],
     "cancel": [(7, Cancel(TASK, 2))],
     "cancelled": [(8, Cancelled(TASK, 2))],
+    "recall": [(9, Recall(TASK, 2))],
     "batch_with_payload_frames": [
         (10, Data(TASK, 2, 4, _LARGE)),
         (11, Data(OTHER, 1, 0, b"inline")),
@@ -137,7 +162,12 @@ SAMPLES: dict[str, list[tuple[int, Message]]] = {
 }
 
 #: Samples that this version reads and no longer writes.
-SUPERSEDED: dict[str, list[tuple[int, Message]]] = {}
+SUPERSEDED: dict[str, list[tuple[int, Message]]] = {
+    # before capacity was more than free memory (0.1.0's first protocol)
+    "advert_without_states": [(4, _ADVERT)],
+    "nodes_without_states": [(1, _nodes(_ADVERT))],
+    "place_without_require": [(5, _PLACE)],
+}
 
 _WIDTH = 48  # bytes a line
 

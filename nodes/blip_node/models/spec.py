@@ -62,7 +62,9 @@ class ModelSpec:
 
     ``kinds`` restricts what it serves (None: all that its files allow), ``slots`` how many tasks
     a replica runs at once (None: the node decides), ``context`` its window in tokens (None: the
-    model's own), ``threads`` torch's CPU threads (None: torch decides).
+    model's own), ``threads`` torch's CPU threads (None: torch decides), ``keep_alive`` the seconds
+    without work until it is unloaded (None: when its room is needed), ``pin`` whether it stays
+    even then, ``min_replicas`` and ``max_replicas`` what the whole mesh should load.
 
     Raises :class:`~blip.errors.ConfigError` naming the field.
     """
@@ -74,6 +76,10 @@ class ModelSpec:
     dtype: str = "auto"
     context: int | None = None
     threads: int | None = None
+    keep_alive: float | None = None
+    pin: bool = False
+    min_replicas: int = 0
+    max_replicas: int | None = None
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > MAX_NAME or re.search(r"[\s\x00-\x1f]", self.name):
