@@ -451,7 +451,8 @@ def _reserve(device: DeviceRecord) -> None:
 def _usable(site: Site) -> bool:
     """Whether the node itself says that this site can work."""
     model = site.model
-    return site.device.info.health > 0 and (
+    info = site.device.info
+    return (info.health > 0 and info.state == "ready") and (
         site.state is not State.COLD or not model.error or model.retry_in <= 0
     )
 
@@ -459,7 +460,7 @@ def _usable(site: Site) -> bool:
 def _differs(old: Device, new: Device) -> bool:
     """Whether what follows from a device's figures must be computed anew."""
     return (
-        old.health != new.health
+        (old.health, old.state) != (new.health, new.state)
         or old.speed != new.speed
         or not 0.9 <= (new.load_bandwidth or 1.0) / (old.load_bandwidth or 1.0) <= 1.1
     )

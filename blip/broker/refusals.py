@@ -69,6 +69,14 @@ def unplaceable(group: Group, exclude: Collection[str], quotes: Quotes) -> BlipE
     healthy = [c for c in staying if c.site.device.info.health > 0]
     if not healthy:
         return Unavailable(f"no device that has '{group.model}' is healthy")
+    taking = [c for c in healthy if c.site.device.info.state == "ready"]
+    if not taking:
+        first = healthy[0].site.device.info
+        why = f": {first.reason}" if first.reason else ""
+        return Unavailable(
+            f"no device that has '{group.model}' takes tasks now; {first.id} is {first.state}{why}"
+        )
+    healthy = taking
     if any(c.site.eligible and quotes.fits(c.site) for c in healthy):
         return None
     broken = [c for c in healthy if not c.site.eligible]

@@ -437,8 +437,8 @@ def _matters(old: Advert, new: Advert) -> bool:
 def _device_matters(old: Device, new: Device) -> bool:
     tolerance = max(MEMORY_NOISE, MEMORY_TOLERANCE * new.memory_total)
     return (
-        (old.id, old.kind, old.name, old.memory_total, old.health)
-        != (new.id, new.kind, new.name, new.memory_total, new.health)
+        (old.id, old.kind, old.name, old.memory_total, old.health, old.state)
+        != (new.id, new.kind, new.name, new.memory_total, new.health, new.state)
         or abs(old.memory_free - new.memory_free) > tolerance
         or not 0.9 <= (new.speed or 1e-9) / (old.speed or 1e-9) <= 1.1
     )

@@ -81,7 +81,7 @@ def choose(
 
 def _option(entry: NodeEntry, device: Device, model: Model) -> _Option | None:
     """Return how the model could run on a device; None if it cannot."""
-    if device.health <= 0:
+    if device.health <= 0 or device.state != "ready":
         return None
     replicas = [replica for replica in entry.advert.replicas if replica.device == device.id]
     for replica in replicas:
