@@ -71,10 +71,10 @@ def unplaceable(group: Group, exclude: Collection[str], quotes: Quotes) -> BlipE
         return Unavailable(f"no device that has '{group.model}' is healthy")
     taking = [c for c in healthy if c.site.device.info.state == "ready"]
     if not taking:
-        first = healthy[0].site.device.info
-        why = f": {first.reason}" if first.reason else ""
+        device = healthy[0].site.device.info
+        why = f": {device.reason}" if device.reason else ""
         return Unavailable(
-            f"no device that has '{group.model}' takes tasks now; {first.id} is {first.state}{why}"
+            f"no device that has '{group.model}' takes tasks now; {device.id} is {device.state}{why}"
         )
     healthy = taking
     if any(c.site.eligible and quotes.fits(c.site) for c in healthy):
