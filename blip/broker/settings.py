@@ -46,11 +46,16 @@ class Settings:
     #: After a refusal, seconds until that replica is tried again: by then the node's next advert,
     #: sent on change, has corrected what we believe.
     refusal_pause: float = 1.0
+    #: Shares of busy devices by tenant; others weigh 1.
+    tenants: Mapping[str, float] = field(default_factory=dict)
+    #: Seconds that taking an attempt back and placing it again costs at most; stealing must gain
+    #: more. It is three messages and a submission, and predictions are not exact.
+    move_cost: float = 0.25
     #: Which kinds of device a kind of task may use; kinds that are not listed may use all.
     device_kinds: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("ageing", "patience", "headroom", "crowding", "refusal_pause"):
+        for name in ("ageing", "patience", "headroom", "crowding", "refusal_pause", "move_cost"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ConfigError(f"broker setting '{name}' must be 0 or more, not {value!r}")
@@ -60,5 +65,8 @@ class Settings:
         for name in ("lookahead", "decisions"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"broker setting '{name}' must be 1 or more")
+        for tenant, weight in self.tenants.items():
+            if not 0 < weight < math.inf:
+                raise ConfigError(f"broker setting 'tenants': the weight of '{tenant}' is {weight}")
         if not 0 <= self.queue_reserve < 1:
             raise ConfigError("broker setting 'queue_reserve' must be at least 0 and below 1")
