@@ -210,10 +210,8 @@ class Broker:
 
     def _send(self, commands: list[Command]) -> None:
         for to, message in commands:
-            if isinstance(message, Order):
-                peer = self._nodes.get(to)
-            else:
-                peer = self._gateways.get(to)
+            peers = self._nodes if isinstance(message, Order) else self._gateways
+            peer = peers.get(to)
             if peer is None or not peer.link.ready:
                 continue
             if peer.hello.role == "gateway":

@@ -46,6 +46,7 @@ from blip.protocol.messages import (
     Hello,
     Lease,
     Message,
+    Move,
     NodeEntry,
     Nodes,
     Place,
@@ -415,6 +416,10 @@ class Dispatcher:
             call = self._calls.get(event.task)  # type: ignore[union-attr]
             if call is not None:
                 self.execute(call, call.task.denied(event))  # type: ignore[arg-type]
+        elif kind is Move:
+            call = self._calls.get(event.task)  # type: ignore[union-attr]
+            if call is not None:
+                self.execute(call, call.task.moved(event))  # type: ignore[arg-type]
         elif kind is Nodes:
             self._update(event)  # type: ignore[arg-type]
         elif kind is Ready:

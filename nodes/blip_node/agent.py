@@ -14,6 +14,7 @@ from blip import __version__
 from blip.errors import BlipError, DeadlineExceeded
 from blip.errors import Cancelled as CancelledError
 from blip.protocol import versions
+from blip.protocol.attempt import Refusal
 from blip.protocol.link import Closed, LinkEvent, Liveness, Lost, Ready
 from blip.protocol.messages import (
     Accept,
@@ -26,6 +27,8 @@ from blip.protocol.messages import (
     Hello,
     Info,
     Message,
+    Recall,
+    Refuse,
     Stats,
     Submit,
     Welcome,
@@ -97,7 +100,9 @@ class Agent:
         self._capacity = self._monitor.capacity()
         self._draining = False
         self._idle: asyncio.Future[None] | None = None
-        self._counted = {"accepted": 0, "refused": 0, "done": 0, "failed": 0, "cancelled": 0}
+        self._counted = dict.fromkeys(
+            ("accepted", "refused", "recalled", "done", "failed", "cancelled"), 0
+        )
 
     @property
     def endpoints(self) -> list[str]:
@@ -266,6 +271,8 @@ class Agent:
                 self._credit(event)
             case Cancel():
                 self._cancel(peer, event)
+            case Recall():
+                self._recall(peer, event)
             case Lost():
                 for execution in self._executions.of(peer):
                     self._stop(execution)
@@ -337,6 +344,18 @@ class Agent:
             # it overtook its SUBMIT, which will be refused
             self._executions.bury(cancel.task, cancel.attempt, self._now())
         self._say(peer, Cancelled(cancel.task, cancel.attempt))
+
+    def _recall(self, peer: Peer, recall: Recall) -> None:
+        """Give an attempt back that no worker has begun with; silence means that one has."""
+        execution = self._executions.get(recall.task, recall.attempt)
+        if execution is None or execution.state is not State.WAITING:
+            return
+        self._replicas.cancel(execution)
+        self._executions.end(execution, self._now())
+        self._counted["recalled"] += 1
+        code, text = Refusal.RECALLED.value, "given back before it began"
+        self._say(peer, Refuse(recall.task, recall.attempt, code, text))
+        self._ended()
 
     def _credit(self, credit: Credit) -> None:
         execution = self._executions.get(credit.task, credit.attempt)

@@ -162,4 +162,7 @@ class Executions:
 
     def running(self) -> list[Running]:
         """List what is held, for the advert."""
-        return [Running(held.task, held.attempt) for held in self._held.values()]
+        return [
+            Running(held.task, held.attempt, held.state is not State.WAITING)
+            for held in self._held.values()
+        ]
