@@ -41,8 +41,9 @@ class Settings:
     #: Tickets that one freed device or one tick looks at, best rank first. A slow device is worth
     #: using once as many tickets wait as others are faster, and few are more than 64 times faster.
     lookahead: int = 64
-    #: Decisions that :meth:`~blip.broker.scheduler.Scheduler.explain` remembers.
-    decisions: int = 1000
+    #: Decisions that :meth:`~blip.broker.scheduler.Scheduler.explain` remembers; a task leaves two
+    #: when all goes well.
+    decisions: int = 2000
     #: After a refusal, seconds until that replica is tried again: by then the node's next advert,
     #: sent on change, has corrected what we believe.
     refusal_pause: float = 1.0
