@@ -299,6 +299,22 @@ def bench_overhead(
     return overhead.main(rounds=rounds, seconds=seconds, cases=cases, as_json=json, profile=profile)
 
 
+@bench_app.command("placement")
+def bench_placement(
+    cases: Annotated[
+        str, typer.Option("--cases", metavar="NAMES", help="Only these, such as 64-2,memory.")
+    ] = "",
+    decisions: Annotated[
+        int, typer.Option("--decisions", min=10, max=1_000_000, help="Measured in each case.")
+    ] = 2000,
+    json: Json = False,
+) -> int:
+    """Measure how long placing a task takes, and the memory that nodes take."""
+    from blip.bench import placement
+
+    return placement.main(cases=cases, decisions=decisions, as_json=json)
+
+
 @app.command()
 def version(json: Json = False) -> int:
     """Print the version."""
