@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from blip.protocol import messages
 from blip_node.capacity import Capacity, Reading
+from blip_node.capacity.metrics import metrics
 from blip_node.catalogue import Catalogue
 from blip_node.executions import Executions
 from blip_node.replica import Replica
@@ -53,4 +54,7 @@ def _device(reading: Reading, speed: float, bandwidth: Mapping[str, float]) -> m
         bandwidth.get(info.id),
         0.0 if reading.fault else 1.0,
         reading.age or 0.0,
+        ours=sample.own_memory if sample is not None else None,
+        foreign=sample.foreign_memory if sample is not None else None,
+        metrics=metrics(reading),
     )

@@ -66,6 +66,7 @@ async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
         stack.callback(context.term)
         providers = capacity.providers(
             nvml=config.node.nvml,
+            amd=config.node.amd,
             cpu="auto" if config.node.cpu == "auto" else config.node.cpu == "on",
             static=[
                 capacity.StaticDevice(each.id, each.name, each.memory, each.speed)
