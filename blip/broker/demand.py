@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection
 from typing import NamedTuple
 
+from blip.broker.rates import Rates
 from blip.broker.sites import DeviceRecord, Lane
 from blip.protocol.constraints import Require, check, unmet
 from blip.protocol.messages import Place
@@ -16,6 +17,11 @@ UNITS_MIN, UNITS_MAX = 1e-6, 1e12
 #: Requirements whose verdict a device remembers. Few are in use at a time, and judging one anew
 #: costs microseconds.
 REMEMBERED = 64
+
+
+def believed(units: float) -> float:
+    """Return an amount of work as far as it is believed."""
+    return min(max(units, UNITS_MIN), UNITS_MAX)
 
 
 class Demand(NamedTuple):
@@ -54,9 +60,9 @@ class Demand(NamedTuple):
         return unmet(self.require, node=(node.id, node.name), labels=labels, device=device.info)
 
 
-def demand_of(place: Place) -> Demand:
+def demand_of(place: Place, rates: Rates) -> Demand:
     """Read a PLACE. Raises :class:`~blip.errors.InvalidRequest` for a requirement that is none."""
-    units = min(max(place.units, UNITS_MIN), UNITS_MAX)
+    units = rates.expected(place.kind, place.model, believed(place.units))
     lane = (place.kind, place.model)
     if not place.require:
         return Demand(lane, units, place.exclude)

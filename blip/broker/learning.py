@@ -19,6 +19,8 @@ def learn(
 
     A claim that cannot be true (more time than the lease existed) teaches nothing.
     """
+    if release.outcome == "done" and lease.place is not None:
+        rates.observe_work(lease.kind, site.model.name, lease.place.units, release.units)
     age = now - lease.granted_at + CLOCK_SLACK
     device = site.device
     # Only who started a load saw all of it.

@@ -18,7 +18,7 @@ from typing import Any
 
 from blip.broker import refusals, replication, stealing
 from blip.broker.decisions import NOTHING, Decision, Decisions, Search, search
-from blip.broker.demand import UNITS_MAX, UNITS_MIN, Demand, demand_of
+from blip.broker.demand import Demand, believed, demand_of
 from blip.broker.index import Index
 from blip.broker.learning import learn
 from blip.broker.ledger import Lease, Ledger
@@ -179,7 +179,7 @@ class Scheduler:
         if self.tickets.get(place.task, place.attempt) is not None:
             return None
         try:
-            demand = demand_of(place)
+            demand = demand_of(place, self.rates)
         except InvalidRequest as wrong:
             return self._deny(place, wrong, now)
         left = place.deadline if place.deadline > 0 else math.inf
@@ -513,9 +513,9 @@ class Scheduler:
             return []
         thefts = stealing.find(
             waiting,
-            lambda lease: self.index.find(lease.account),
-            self.index.groups,
+            self.index,
             self._quotes,
+            self.rates,
             now,
             self.settings.move_cost,
         )
@@ -563,7 +563,7 @@ class Scheduler:
             rate = self.rates.seconds_per_unit(report.kind, report.model, device, 1.0)
         else:
             rate = member.rate
-        units = min(max(report.units, UNITS_MIN), UNITS_MAX)
+        units = self.rates.expected(report.kind, report.model, believed(report.units))
         known = self.ledger.get(report.task, report.attempt)
         lease = self.ledger.adopt(gateway, report._replace(units=units), units * rate, now)
         ticket = self.tickets.get(*lease.key)

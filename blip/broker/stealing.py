@@ -10,13 +10,14 @@ of a task run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from blip.broker.demand import Demand, demand_of
+from blip.broker.index import Index
 from blip.broker.ledger import Lease
 from blip.broker.quotes import Quote, Quotes, until
-from blip.broker.sites import DeviceRecord, Group, Lane, Site, State
+from blip.broker.rates import Rates
+from blip.broker.sites import DeviceRecord, Group, Site, State
 from blip.errors import InvalidRequest
 
 #: Seconds in which a lease is asked back once: a recall takes milliseconds, or is lost.
@@ -35,9 +36,9 @@ class Theft(NamedTuple):
 
 def find(
     waiting: list[Lease],
-    site_of: Callable[[Lease], Site | None],
-    groups: dict[Lane, Group],
+    index: Index,
     quotes: Quotes,
+    rates: Rates,
     now: float,
     cost: float,
 ) -> list[Theft]:
@@ -49,18 +50,18 @@ def find(
     taken: set[DeviceRecord] = set()
     worst: list[tuple[float, int, Lease, Demand]] = []
     for number, lease in enumerate(waiting):
-        site = site_of(lease)
-        group = None if lease.place is None else groups.get((lease.kind, lease.account.model))
+        site = index.find(lease.account)
+        group = None if lease.place is None else index.groups.get((lease.kind, lease.account.model))
         if site is None or group is None or lease.moved_until > now:
             continue
         assert lease.place is not None
         try:
-            demand = demand_of(lease.place)
+            demand = demand_of(lease.place, rates)
         except InvalidRequest:  # pragma: no cover - it was placed, so it could be read
             continue
         worst.append((_left(lease, site, now), -number, lease, demand))
     for left, _, lease, demand in sorted(worst, key=lambda each: each[:2], reverse=True):
-        group = groups[demand.lane]
+        group = index.groups[demand.lane]
         best = _best(lease, demand, group, quotes, now, taken)
         if best is not None and best.finish + best.others + cost < left:
             taken.add(best.candidate.site.device)

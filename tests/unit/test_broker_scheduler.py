@@ -837,7 +837,7 @@ def test_rates_are_learned_from_releases() -> None:
     broker = scheduler()
     join(broker, "a", warm())
     join(broker, "b", advert([device(speed=0.5)], replicas=[ready()]))
-    grant = granted(broker.place(place(units=100), G, 0.0))
+    grant = granted(broker.place(place(units=50), G, 0.0))
     done(broker, grant, 20.0, units=50, run=10.0)
     again = granted(broker.place(place(units=100), G, 30.0))
     assert (grant.node, again.node) == ("a", "a")
