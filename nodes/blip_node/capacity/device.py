@@ -39,6 +39,8 @@ class DeviceInfo:
     parent: str | None = None
     #: How fast the owner says it is, relative to others; from the configuration only.
     speed: float | None = None
+    #: Whether a display is attached to it.
+    display: bool | None = None
 
     @property
     def gpu(self) -> bool:
@@ -72,6 +74,8 @@ class DeviceSample:
     foreign_memory: int | None = None
     #: 0 to 1.
     utilization: float | None = None
+    #: The part of it that others than this node's workers cause.
+    foreign_utilization: float | None = None
     #: Degrees Celsius.
     temperature: float | None = None
     #: Watts.
@@ -83,6 +87,9 @@ class DeviceSample:
     throttle: frozenset[str] | None = None
     #: Memory errors since the driver was loaded that could not be corrected.
     ecc_uncorrected: int | None = None
+    #: Whether replacing a broken row of memory has failed, or waits for a reset.
+    rows_remap_failed: bool | None = None
+    rows_remap_pending: bool | None = None
     processes: tuple[Process, ...] | None = None
     #: True once the driver can no longer reach the device. Only a reset or a reboot brings it back.
     lost: bool = False
