@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from blip.kinds.base import TaskInput, input_to_wire
@@ -83,19 +83,24 @@ QUESTIONS: dict[str, Question] = {
 }
 
 
+def _able(entries: Iterable[Entry], now: float) -> Iterator[tuple[Entry, str]]:
+    for entry in entries:
+        if entry.error is None or now >= entry.retry_at:
+            yield from ((entry, kind) for kind in QUESTIONS if kind in entry.kinds)
+
+
+def possible(entries: Iterable[Entry], now: float) -> bool:
+    """Tell whether :func:`choose` would find one; far cheaper where there are many models."""
+    return any(True for _ in _able(entries, now))
+
+
 def choose(entries: Iterable[Entry], *, gpu: bool, now: float) -> tuple[Entry, str] | None:
     """Choose the model and kind for a canary: the one that takes least of the device.
 
     A model that takes nothing of it, an echo, shows only that workers start there; it serves where
     there is no other. None if no model will do; one that could not be loaded lately will not.
     """
-    able = [
-        (entry, kind)
-        for entry in entries
-        if entry.error is None or now >= entry.retry_at
-        for kind in QUESTIONS
-        if kind in entry.kinds
-    ]
+    able = _able(entries, now)
 
     def cost(option: tuple[Entry, str]) -> float:
         return option[0].memory(gpu=gpu) or math.inf

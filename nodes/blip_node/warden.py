@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 from blip.errors import BlipError, Unavailable
 from blip_node.admission import fit
-from blip_node.canary import TIMEOUT, Canary, choose
+from blip_node.canary import TIMEOUT, Canary, choose, possible
 from blip_node.capacity import Capacity, Reading
 from blip_node.capacity.neighbour import Limits, Neighbour, foreign_use, policy_for
 from blip_node.capacity.schedule import Window
@@ -134,8 +134,8 @@ class Warden:
             ],
             idle=all(_idle(each) and now - each.used > AFTERGLOW for each in there),
         )
-        model = choose(self._catalogue, gpu=info.gpu, now=now) is not None
-        return Facts(reading, use, len(self._executions.on(info.id)), model)
+        attempts = len(self._executions.on(info.id))
+        return Facts(reading, use, attempts, possible(self._catalogue, now))
 
     def _tell(self, standing: Standing) -> None:
         level = logging.INFO if standing.state is State.READY else logging.WARNING

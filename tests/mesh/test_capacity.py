@@ -282,13 +282,29 @@ async def test_orders_that_cannot_be_carried_out_say_why(tmp_path: Path) -> None
         assert (unknown.state, unknown.code) == ("failed", "not_found")
         assert unknown.text == "node 'node-1' has no device 'gpu7'"
         assert unknown.details["hint"] == f"It has {device}."
-        verb = await operator.order("explode", device)
-        assert (verb.state, verb.code) == ("failed", "invalid_request")
-        assert "cordon, drain" in verb.details["hint"]
+        strange = await operator.order("explode", device)
+        assert (strange.state, strange.code) == ("failed", "invalid_request")
+        assert "cordon, drain" in strange.details["hint"]
         assert rig.device(0).state == "ready"
+        # orders come from the broker just as well
+        assert rig.broker is not None
+        for verb, state in (("cordon", "cordoned"), ("uncordon", "ready")):
+            for peer in rig.broker._listener.peers.values():
+                if peer.hello.role == "node":
+                    peer.send(Order(1, verb))
+            await rig.until(lambda state=state: rig.device(0).state == state)  # type: ignore[misc]
         # a device that is gone now cannot be vouched for
         rig.gpus[0].set(0, lost=1)
         await within(3.0, lambda: rig.device(0).state == "cordoned")
         refused = await operator.order("uncordon", device)
         assert (refused.state, refused.code) == ("failed", "unavailable")
         assert f"device '{device}' is cordoned" in refused.text
+
+
+async def test_a_schedule_that_cannot_be_read_stops_the_start(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    async with Rig(nodes=0) as rig:
+        node = await rig.start_node("node-1", schedule=["mon 09:00-10:00", "someday 9-17"])
+        assert await node.process.wait() == 2
+    assert "node.schedule: 'someday 9-17'" in capfd.readouterr().err

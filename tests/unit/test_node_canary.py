@@ -11,7 +11,7 @@ import pytest
 from blip.errors import ModelLoadFailed
 from blip.kinds import KINDS, input_from_wire
 from blip.kinds.text import Delta, Finish, TokenLogprob, delta_to_wire
-from blip_node.canary import QUESTIONS, Canary, choose
+from blip_node.canary import QUESTIONS, Canary, choose, possible
 from blip_node.catalogue import Catalogue, Entry
 from blip_node.executions import State
 from blip_node.models.spec import ModelSpec
@@ -38,6 +38,7 @@ def only(catalogue: Catalogue, *names: str) -> list[Entry]:
 
 def chosen(entries: list[Entry], now: float = 0.0) -> tuple[str, str] | None:
     found = choose(entries, gpu=True, now=now)
+    assert possible(entries, now) is (found is not None)
     return None if found is None else (found[0].spec.name, found[1])
 
 
