@@ -10,6 +10,7 @@ from blip_node.capacity.metrics import metrics
 from blip_node.catalogue import Catalogue
 from blip_node.executions import Executions
 from blip_node.replica import Replica
+from blip_node.standing import Standing
 
 
 def advert(
@@ -23,20 +24,32 @@ def advert(
     executions: Executions,
     speed: float,
     bandwidth: Mapping[str, float],
+    standings: Mapping[str, Standing],
 ) -> messages.Advert:
-    """State everything a broker plans with. ``bandwidth`` is measured bytes a second by device."""
+    """State everything a broker plans with.
+
+    ``bandwidth`` is measured bytes a second by device; ``standings`` has every device.
+    """
     gpu = any(reading.info.gpu for reading in capacity.readings)
     return messages.Advert(
         number,
         draining,
-        [_device(reading, speed, bandwidth) for reading in capacity.readings],
+        [
+            _device(reading, speed, bandwidth, standings[reading.info.id])
+            for reading in capacity.readings
+        ],
         catalogue.adverts(now, gpu=gpu),
         [replica.advert(now) for replica in replicas],
         executions.running(),
     )
 
 
-def _device(reading: Reading, speed: float, bandwidth: Mapping[str, float]) -> messages.Device:
+def _device(
+    reading: Reading,
+    speed: float,
+    bandwidth: Mapping[str, float],
+    standing: Standing,
+) -> messages.Device:
     info, sample = reading.info, reading.sample
     total = info.memory_total or 0
     free = sample.memory_free if sample is not None else None
@@ -52,9 +65,11 @@ def _device(reading: Reading, speed: float, bandwidth: Mapping[str, float]) -> m
         sample.power if sample is not None else None,
         info.speed or speed,
         bandwidth.get(info.id),
-        0.0 if reading.fault else 1.0,
-        reading.age or 0.0,
         ours=sample.own_memory if sample is not None else None,
         foreign=sample.foreign_memory if sample is not None else None,
         metrics=metrics(reading),
+        health=standing.health,
+        age=reading.age or 0.0,
+        state=standing.word,
+        reason=standing.reason,
     )

@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import zmq
 
@@ -27,6 +28,8 @@ from blip.protocol.messages import (
     Hello,
     Info,
     Message,
+    Order,
+    Ordered,
     Recall,
     Refuse,
     Stats,
@@ -39,8 +42,11 @@ from blip_node.admission import decide, fit
 from blip_node.adverts import advert
 from blip_node.capacity import Monitor, Provider, Reading
 from blip_node.catalogue import Catalogue
+from blip_node.cordons import Cordons
 from blip_node.executions import Execution, Executions, State
+from blip_node.orders import Orders
 from blip_node.replicas import Place, Replicas
+from blip_node.warden import Manners, Warden
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +82,8 @@ class Agent:
         providers: list[Provider],
         catalogue: Catalogue,
         place: Place,
+        manners: Manners,
+        cordons: Cordons,
         liveness: Liveness | None = None,
     ) -> None:
         self.identity = identity
@@ -88,6 +96,15 @@ class Agent:
         self._place = place
         self._executions = Executions()
         self._replicas = Replicas(self, place)
+        self._warden = Warden(
+            self,
+            replicas=self._replicas,
+            executions=self._executions,
+            catalogue=catalogue,
+            manners=manners,
+            cordons=cordons,
+        )
+        self._orders = Orders(self._warden, identity.name)
         self._monitor = Monitor(providers, changed=self._changed, loop=self._loop)
         self._listener = Listener(context, binds, self._welcome, self._on_peer, data=True)
         self._brokers: dict[str, Dialer] = {}
@@ -99,6 +116,7 @@ class Agent:
         self._announcing: asyncio.TimerHandle | None = None
         self._capacity = self._monitor.capacity()
         self._draining = False
+        self._closing = False
         self._idle: asyncio.Future[None] | None = None
         self._counted = dict.fromkeys(
             ("accepted", "refused", "recalled", "done", "failed", "cancelled"), 0
@@ -135,14 +153,14 @@ class Agent:
     async def drain(self, timeout: float) -> None:
         """Take nothing new and wait for what runs, at most ``timeout`` seconds."""
         self._draining = True
-        self._advertise()
+        self.advertise()
         if len(self._executions):
             self._idle = self._loop.create_future()
             await asyncio.wait({self._idle}, timeout=timeout)
 
     async def close(self) -> None:
         """Say goodbye, end the workers, stop sampling."""
-        self._draining = True
+        self._draining = self._closing = True
         for timer in (self._beat, self._soon, self._announcing):
             if timer is not None:
                 timer.cancel()
@@ -158,10 +176,14 @@ class Agent:
 
     def _preload(self, name: str) -> None:
         entry = self._catalogue.get(name)
-        readings = self._monitor.capacity().readings
+        readings = [
+            reading
+            for reading in self._capacity.readings
+            if not self._warden.refusal(reading.info.id)
+        ]
         if entry is None or self._draining:
             return
-        if not readings:  # the providers are still looking
+        if not readings:  # the providers are still looking, or no device takes anything yet
             self._loop.call_later(TICK, self._preload, name)
             return
         best = max(readings, key=lambda reading: _free(reading) or 0)
@@ -173,7 +195,9 @@ class Agent:
         def handle(event: LinkEvent | Message) -> None:
             if isinstance(event, Ready):
                 log.info("connected to the broker at %s", endpoint)
-                self._advertise()
+                self.advertise()
+            elif isinstance(event, Order):
+                self._orders.handle(event, say, self._now())
             elif isinstance(event, Lost):
                 log.warning("lost the broker at %s: %s", endpoint, event.reason)
             elif isinstance(event, Closed):
@@ -181,7 +205,12 @@ class Agent:
                 if event.code != "superseded":
                     self._loop.call_later(1.0, self._redial, endpoint)
 
-        return Dialer(self._context, endpoint, self._hello, handle)
+        def say(answer: Ordered) -> None:
+            if dialer.ready:
+                dialer.send(answer)
+
+        dialer = Dialer(self._context, endpoint, self._hello, handle)
+        return dialer
 
     def _redial(self, endpoint: str) -> None:
         old = self._brokers.get(endpoint)
@@ -205,21 +234,28 @@ class Agent:
         """Advertise soon: something that placement should know has changed."""
         if self._soon is None and self._beat is not None:
             wait = max(0.0, self._advertised + CHANGE_GAP - self._now())
-            self._soon = self._loop.call_later(wait, self._advertise)
+            self._soon = self._loop.call_later(wait, self.advertise)
 
     def _changed(self) -> None:
         """The monitor has seen something that placement should know."""
-        self._capacity = self._monitor.capacity()
+        self._look()
         self.changed()
 
-    def _advertise(self) -> None:
+    def _look(self) -> None:
+        """See how the devices are, and do what follows from that."""
+        self._monitor.own_pids = self._replicas.pids
+        self._capacity = self._monitor.capacity()
+        if not self._closing:
+            self._warden.step(self._capacity)
+            self._orders.tick(self._now())
+
+    def advertise(self) -> None:
+        """Advertise at once; see :class:`blip_node.warden.Host`."""
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
         now = self._now()
         self._advertised = now
-        self._monitor.own_pids = self._replicas.pids
-        self._capacity = self._monitor.capacity()
         ready = [dialer for dialer in self._brokers.values() if dialer.ready]
         if not ready:
             return
@@ -233,11 +269,14 @@ class Agent:
             executions=self._executions,
             speed=self._place.speed,
             bandwidth=self._replicas.bandwidth,
+            standings=self._warden.standings,
         )
         for dialer in ready:
             dialer.send(statement)
 
     def _tick(self) -> None:
+        if self._beat is not None:
+            self._beat = self._loop.call_later(TICK, self._tick)
         now = self._now()
         self._listener.tick(now)
         for dialer in self._brokers.values():
@@ -245,10 +284,9 @@ class Agent:
         for execution in self._executions.expired(now):
             self._replicas.cancel(execution)
             self.failed(execution, DeadlineExceeded("the deadline passed while it waited"))
+        self._look()
         if now - self._advertised >= self._liveness.heartbeat - TICK / 2:
-            self._advertise()
-        if self._beat is not None:
-            self._beat = self._loop.call_later(TICK, self._tick)
+            self.advertise()
 
     # --- gateways ---------------------------------------------------------------------------
 
@@ -276,6 +314,8 @@ class Agent:
             case Lost():
                 for execution in self._executions.of(peer):
                     self._stop(execution)
+            case Order():
+                self._orders.handle(event, partial(self._say, peer), self._now())
             case Info() if not event.body:
                 self._say(peer, Info(self._info()))
             case Stats() if not event.body:
@@ -304,7 +344,7 @@ class Agent:
             executions=self._executions,
             entry=entry,
             device_known=reading is not None,
-            device_fault=reading.fault if reading is not None else None,
+            device_refusal=self._warden.refusal(submit.device),
             replica=replica,
             room=room,
         )
@@ -384,7 +424,9 @@ class Agent:
 
     def part(self, execution: Execution, payload: bytes) -> None:
         """Pass a part on; see :class:`blip_node.replicas.Outcomes`."""
-        if execution.state is State.RUNNING:
+        if execution.peer is None:
+            self._warden.part(execution, payload)
+        elif execution.state is State.RUNNING:
             execution.announced = True
             self._say(
                 execution.peer, Data(execution.task, execution.attempt, execution.part, payload)
@@ -401,6 +443,9 @@ class Agent:
         payload: bytes,
     ) -> None:
         """Pass the end on; see :class:`blip_node.replicas.Outcomes`."""
+        if execution.peer is None:
+            self._warden.done(execution, payload)
+            return
         stopping = execution.state is State.STOPPING
         if not self._executions.end(execution, self._now()):
             return
@@ -429,6 +474,9 @@ class Agent:
 
     def failed(self, execution: Execution, error: BlipError) -> None:
         """Pass the failure on; see :class:`blip_node.replicas.Outcomes`."""
+        if execution.peer is None:
+            self._warden.failed(execution, error)
+            return
         stopping = execution.state is State.STOPPING
         if not self._executions.end(execution, self._now()):
             return

@@ -314,6 +314,7 @@ class Replicas:
         key = (replica.model, replica.device)
         if not keep_failed:
             self._replicas.pop(key, None)
+            self._blocked.pop(key, None)  # it waits for nobody's room any more
         gone = ModelLoadFailed(f"'{replica.model}' was unloaded before this could begin")
         waiting = list(replica.waiting)
         replica.waiting.clear()

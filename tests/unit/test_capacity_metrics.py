@@ -17,10 +17,12 @@ from blip_node.adverts import advert
 from blip_node.capacity import Capacity, DeviceEvent, DeviceInfo, DeviceSample, Process, Reading
 from blip_node.capacity.device import RemappedRows
 from blip_node.capacity.metrics import metrics
+from blip_node.capacity.neighbour import Limits, Neighbour, Policy
 from blip_node.capacity.nvml_metrics import THROTTLE
 from blip_node.capacity.xid import FATAL, describe
 from blip_node.catalogue import Catalogue
 from blip_node.executions import Executions
+from blip_node.standing import Standing
 
 INFO = DeviceInfo(
     id="MIG-4a2d5ec1-9b9d-5b7a-8f2e-000000000000",
@@ -201,6 +203,9 @@ def test_adverts_carry_them_with_ours_and_foreign() -> None:
         executions=Executions(),
         speed=1.0,
         bandwidth={},
+        standings={
+            id: Standing(id, Neighbour(Policy.OFF, Limits(1, 1.0))) for id in (INFO.id, "other")
+        },
     ).devices
     assert (first.ours, first.foreign, first.metrics) == (200, 400, metrics(reading))
     assert (second.ours, second.foreign, second.metrics["driver"]) == (None, None, "570.133.20")

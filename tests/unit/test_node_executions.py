@@ -43,7 +43,7 @@ def test_an_attempt_ends_once() -> None:
     execution = Execution(submit(), "peer", 0.0)
     executions.add(execution)
     assert executions.running() == [Running(TASK, 1, begun=False)]
-    execution.move(Event.START)
+    assert execution.move(Event.START)
     assert executions.running() == [Running(TASK, 1, begun=True)]
     assert executions.end(execution, 1.0)
     assert not executions.end(execution, 1.0)

@@ -153,7 +153,7 @@ class DeviceSample:
 class DeviceEvent:
     """Something the driver reported about a device at the moment ``at``; for NVIDIA an Xid.
 
-    ``fatal`` means that nothing may be placed on the device until it has been reset.
+    ``fatal`` means that nothing may be placed on the device until it has proved that it works.
     """
 
     device: str
