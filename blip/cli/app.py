@@ -50,6 +50,19 @@ ApiKey = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model of `blip models`.")]
+Priority = Annotated[
+    int | None, typer.Option("--priority", min=1, max=10, help="1, the most urgent, to 10.")
+]
+Deadline = Annotated[
+    float | None,
+    typer.Option("--deadline", metavar="SECONDS", help="Done by then, or refused at once."),
+]
+Require = Annotated[
+    str | None,
+    typer.Option(
+        "--require", metavar="TERMS", help="What the device must be, such as 'memory>=24GiB'."
+    ),
+]
 
 
 @app.callback()
@@ -149,6 +162,9 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="Stop before this text; up to 4 times.")
     ] = None,
+    priority: Priority = None,
+    deadline: Deadline = None,
+    require: Require = None,
     url: Url = None,
     api_key: ApiKey = None,
     json: Json = False,
@@ -158,7 +174,11 @@ def run(
 
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop}
     request = ask.Request(
-        model, system, raw, {name: value for name, value in sampling.items() if value is not None}
+        model,
+        system,
+        raw,
+        {name: value for name, value in sampling.items() if value is not None},
+        {"priority": priority, "deadline": deadline, "require": require},
     )
     return ask.run(request, prompt, url, api_key, as_json=json)
 
@@ -170,6 +190,9 @@ def embed(
         list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; else lines of stdin.")
     ] = None,
     dimensions: Annotated[int | None, typer.Option("--dimensions", min=1)] = None,
+    priority: Priority = None,
+    deadline: Deadline = None,
+    require: Require = None,
     url: Url = None,
     api_key: ApiKey = None,
     json: Json = False,
@@ -177,7 +200,8 @@ def embed(
     """Embed texts and show how near they are to each other."""
     from blip.cli import ask
 
-    return ask.embed(model, texts, dimensions, url, api_key, as_json=json)
+    task = {"priority": priority, "deadline": deadline, "require": require}
+    return ask.embed(model, texts, dimensions, task, url, api_key, as_json=json)
 
 
 @app.command()

@@ -24,6 +24,7 @@ from blip.client.answers import (
     text_from,
     vectors_from,
 )
+from blip.client.options import Require, task_headers
 from blip.client.sse import Events
 from blip.errors import BlipError, DeadlineExceeded, InternalError, NodeLost
 
@@ -47,6 +48,10 @@ class AsyncBlip:
 
     Sampling options of ``chat``, ``complete`` and their streams are passed on under OpenAI's names
     (``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``, ...); None leaves one out.
+
+    Whatever runs a task takes ``priority`` (1, the most urgent, to 10), ``deadline`` (seconds from
+    now by which it must be done) and ``require``, which says what the device must be:
+    ``{"vendor": "nvidia", "memory": "24GiB"}`` or ``"vendor=nvidia; memory>=24GiB"``.
     """
 
     def __init__(
@@ -97,40 +102,101 @@ class AsyncBlip:
 
     # --- what it does ---
 
-    async def chat(self, model: str, messages: Messages, **options: Any) -> TextAnswer:
+    async def chat(
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
+        **options: Any,
+    ) -> TextAnswer:
         """Return the assistant's next message."""
         body = _chat_body(model, messages, options)
-        return text_from(*await self._json("POST", "/v1/chat/completions", body))
+        headers = task_headers(priority, deadline, require)
+        return text_from(*await self._json("POST", "/v1/chat/completions", body, headers))
 
-    def chat_stream(self, model: str, messages: Messages, **options: Any) -> TextStream:
+    def chat_stream(
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
+        **options: Any,
+    ) -> TextStream:
         """Return the assistant's next message piece by piece, as it is made."""
-        return TextStream(self, "/v1/chat/completions", _chat_body(model, messages, options))
+        body = _chat_body(model, messages, options)
+        headers = task_headers(priority, deadline, require)
+        return TextStream(self, "/v1/chat/completions", body, headers)
 
-    async def complete(self, model: str, prompt: str, **options: Any) -> TextAnswer:
+    async def complete(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
+        **options: Any,
+    ) -> TextAnswer:
         """Return the continuation of a text."""
         body = _body(model, {"prompt": prompt, **options})
-        return text_from(*await self._json("POST", "/v1/completions", body))
+        headers = task_headers(priority, deadline, require)
+        return text_from(*await self._json("POST", "/v1/completions", body, headers))
 
-    def complete_stream(self, model: str, prompt: str, **options: Any) -> TextStream:
+    def complete_stream(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
+        **options: Any,
+    ) -> TextStream:
         """Return the continuation of a text piece by piece, as it is made."""
-        return TextStream(self, "/v1/completions", _body(model, {"prompt": prompt, **options}))
+        body = _body(model, {"prompt": prompt, **options})
+        headers = task_headers(priority, deadline, require)
+        return TextStream(self, "/v1/completions", body, headers)
 
     async def embed(
-        self, model: str, texts: str | Sequence[str], *, dimensions: int | None = None
+        self,
+        model: str,
+        texts: str | Sequence[str],
+        *,
+        dimensions: int | None = None,
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
     ) -> EmbeddingAnswer:
         """Return one vector a text."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         options = {"input": texts, "encoding_format": "base64", "dimensions": dimensions}
-        return vectors_from(*await self._json("POST", "/v1/embeddings", _body(model, options)))
+        headers = task_headers(priority, deadline, require)
+        body = _body(model, options)
+        return vectors_from(*await self._json("POST", "/v1/embeddings", body, headers))
 
-    async def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
+    async def echo(
+        self,
+        text: str = "",
+        *,
+        model: str = "echo",
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
+        **options: Any,
+    ) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given.
 
         Options are those of :class:`blip.kinds.echo.EchoInput`; with ``size`` the answer is that
         many bytes, else the text.
         """
         body = _body(model, {"text": text, **options})
-        status, raw, headers = await self._send("POST", "/v1/echo", body)
+        said = task_headers(priority, deadline, require)
+        status, raw, headers = await self._send("POST", "/v1/echo", body, said)
         self._check(status, raw, headers)
         if headers.get("Content-Type", "").startswith("application/json"):
             raw = str(_object(raw)["text"]).encode()
@@ -139,9 +205,13 @@ class AsyncBlip:
     # --- HTTP ---
 
     async def _json(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        said: Mapping[str, str] | None = None,
     ) -> tuple[Any, Origin]:
-        status, raw, headers = await self._send(method, path, body)
+        status, raw, headers = await self._send(method, path, body, said)
         self._check(status, raw, headers)
         return _object(raw), Origin.of(headers)
 
@@ -150,12 +220,16 @@ class AsyncBlip:
             raise error_from(status, body, headers, self.url)
 
     async def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        said: Mapping[str, str] | None = None,
     ) -> tuple[int, bytes, Mapping[str, str]]:
         total = aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_TIMEOUT)
         try:
             async with self._open().request(
-                method, self.url + path, json=body, timeout=total
+                method, self.url + path, json=body, headers=said, timeout=total
             ) as response:
                 return response.status, await response.read(), response.headers
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -190,8 +264,11 @@ class TextStream:
     known once the iteration has ended.
     """
 
-    def __init__(self, client: AsyncBlip, path: str, body: dict[str, Any]) -> None:
+    def __init__(
+        self, client: AsyncBlip, path: str, body: dict[str, Any], headers: Mapping[str, str]
+    ) -> None:
         self._client = client
+        self._headers = headers
         self._path = path
         self._body = {**body, "stream": True, "stream_options": {"include_usage": True}}
         self._response: aiohttp.ClientResponse | None = None
@@ -210,7 +287,7 @@ class TextStream:
         )
         try:
             response = await client._open().post(
-                client.url + self._path, json=self._body, timeout=timeout
+                client.url + self._path, json=self._body, headers=self._headers, timeout=timeout
             )
             if response.status >= 400:
                 async with response:

@@ -84,11 +84,9 @@ class Blip:
         """Return the continuation of a text piece by piece, as it is made."""
         return SyncTextStream(self, self._client.complete_stream(model, prompt, **options))
 
-    def embed(
-        self, model: str, texts: str | Sequence[str], *, dimensions: int | None = None
-    ) -> EmbeddingAnswer:
-        """Return one vector a text."""
-        return self._wait(self._client.embed(model, texts, dimensions=dimensions))
+    def embed(self, model: str, texts: str | Sequence[str], **options: Any) -> EmbeddingAnswer:
+        """Return one vector a text; options as :meth:`AsyncBlip.embed`'s."""
+        return self._wait(self._client.embed(model, texts, **options))
 
     def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given."""

@@ -41,6 +41,7 @@ class LiveCall:
         "_parts",
         "_waiter",
         "began",
+        "due",
         "expires",
         "id",
         "kind",
@@ -67,8 +68,9 @@ class LiveCall:
         self.node = ""
         self.timing = Timing()
         self.began = owner.now()
-        #: When the task must have ended, on the loop's clock.
+        #: When the task must have ended, on the loop's clock; and the client's own deadline.
         self.expires = expires
+        self.due: float | None = None
         #: What was delivered, kept only where it lets another node continue.
         self.record: list[Payload] | None = [] if kind.resumable else None
         self.task: Task

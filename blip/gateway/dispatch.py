@@ -73,6 +73,9 @@ PRECISE_TIMEOUT = 10.0
 #: reports a worker that cannot be stopped by itself.
 CANCEL_TIMEOUT = 10.0
 
+#: Least seconds that a deadline is said to be away: 0 would mean that there is none.
+MIN_DEADLINE = 0.001
+
 #: A RELEASE may be this late. Requests that follow each other then cost one message to the broker,
 #: not two; to a queue that waits for the slot it is nothing beside the task itself.
 RELEASE_WITHIN = 0.002
@@ -147,7 +150,11 @@ class Dispatcher:
         self._counter += 1
         id = self._prefix + self._counter.to_bytes(6, "big")
         timeout = self._timeout if options.timeout is None else options.timeout
-        call = LiveCall(self, id, kind, value, self.now() + timeout)
+        if options.deadline is not None:
+            timeout = min(timeout, options.deadline)
+        now = self.now()
+        call = LiveCall(self, id, kind, value, now + timeout)
+        call.due = None if options.deadline is None else now + options.deadline
         place = Place(
             id,
             1,
@@ -155,8 +162,9 @@ class Dispatcher:
             model,
             kind.units(value),
             options.priority,
-            options.timeout or 0.0,
+            options.deadline or 0.0,
             options.tenant,
+            require=dict(options.require),
         )
         call.task = Task(
             place,
@@ -269,6 +277,10 @@ class Dispatcher:
         elif self._broker_usable:
             self._send_releases()
             assert self._broker is not None
+            if type(message) is Place and call.due is not None:
+                # an attempt's deadline counts from now, and the first may be long ago
+                left = max(MIN_DEADLINE, call.due - self.now())
+                message = message._replace(deadline=left)
             self._broker.send(message)
         elif type(message) is Place:
             # not from within the task's own decision: its answer is a new event

@@ -81,6 +81,7 @@ class Exchange:
         "kind",
         "model",
         "open_calls",
+        "options",
         "request",
         "request_id",
         "tenant",
@@ -92,6 +93,8 @@ class Exchange:
         self.request_id = request_id
         #: Name of the API key, "" where none is needed.
         self.tenant = ""
+        #: What the headers say about the tasks of this request.
+        self.options = Options()
         self.kind = ""
         self.model = ""
         self.calls: list[Call] = []
@@ -104,9 +107,8 @@ class Exchange:
     def start(self, kind: Kind, model: str, inputs: Iterable[TaskInput]) -> None:
         """Start one task an input. Raises what :meth:`Mesh.call` raises."""
         self.kind, self.model = kind.name, model
-        options = Options(tenant=self.tenant, request_id=self.request_id)
         for value in inputs:
-            self.calls.append(self.gateway.mesh.call(kind, model, value, options))
+            self.calls.append(self.gateway.mesh.call(kind, model, value, self.options))
             self.answers.append(None)
             self._outcomes.append("cancelled")
             self.open_calls += 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from blip.kinds import Kind, TaskInput
 from blip.protocol.messages import NodeEntry, Payload
@@ -114,8 +114,14 @@ class Options:
 
     tenant: str = ""
     priority: int = 5
-    #: Seconds until the task fails with ``deadline_exceeded``; None for the gateway's default.
+    #: Seconds until the task fails with ``deadline_exceeded``; None for the gateway's default. It
+    #: ends what takes absurdly long and says nothing about when the answer is of use.
     timeout: float | None = None
+    #: Seconds until the answer is of no use any more; None for never. The broker plans with it:
+    #: what cannot be done by then is refused at once with ``deadline_unreachable``.
+    deadline: float | None = None
+    #: What the device must be: see :mod:`blip.protocol.constraints`, in its checked form.
+    require: Mapping[str, Any] = field(default_factory=dict)
     #: Shows in logs next to the task's id.
     request_id: str = ""
 

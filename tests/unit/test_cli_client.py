@@ -47,6 +47,20 @@ async def test_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert (asked.temperature, asked.seed, asked.max_tokens, asked.stop) == (0, 7, 3, ["x"])
 
 
+async def test_what_is_said_about_a_task(capsys: pytest.CaptureFixture[str]) -> None:
+    backend = mesh()
+    said = ["--priority", "2", "--deadline", "9.5", "--require", "vendor=cpu"]
+    assert await blip(backend, "run", "parrot", "x", *said) == 0
+    assert await blip(backend, "run", "parrot", "x", "--raw", *said) == 0
+    assert await blip(backend, "embed", "embedder", "x", *said) == 0
+    assert len(backend.options) == 3
+    for options in backend.options:
+        assert (options.priority, options.deadline) == (2, 9.5)
+        assert options.require == {"vendor": ["cpu"]}
+    assert await blip(backend, "run", "parrot", "x", "--require", "colour=red") == 1
+    assert "error: 'require.colour' must be one of node" in capsys.readouterr().err
+
+
 async def test_run_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert await blip(mesh(), "run", "parrot", "hello you", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
