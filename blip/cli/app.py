@@ -228,6 +228,21 @@ def ps(url: Url = None, api_key: ApiKey = None, json: Json = False) -> int:
     return views.ps(url, api_key, as_json=json)
 
 
+@app.command()
+def why(
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="Its id, or the start or the end of it.")
+    ],
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> int:
+    """Explain why a task ran where it ran, what else was considered, and what came of it."""
+    from blip.cli import why
+
+    return why.why(task, url, api_key, as_json=json)
+
+
 # --- settings -------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import aiohttp
 
@@ -99,6 +100,14 @@ class AsyncBlip:
     async def tasks(self) -> list[dict[str, Any]]:
         """Return the tasks in flight, then those that ended lately."""
         return list((await self._json("GET", "/v1/tasks"))[0]["tasks"])
+
+    async def task(self, id: str) -> dict[str, Any]:
+        """Return one task of the gateway's, by its id, or the start or the end of it."""
+        return dict((await self._json("GET", f"/v1/tasks/{quote(id, safe='')}"))[0])
+
+    async def why(self, id: str) -> dict[str, Any]:
+        """Return why a task ran where it ran: its ``task`` and the ``decisions`` about it."""
+        return dict((await self._json("GET", f"/v1/tasks/{quote(id, safe='')}/why"))[0])
 
     # --- what it does ---
 

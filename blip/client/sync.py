@@ -68,6 +68,14 @@ class Blip:
         """Return the tasks in flight, then those that ended lately."""
         return self._wait(self._client.tasks())
 
+    def task(self, id: str) -> dict[str, Any]:
+        """Return one task of the gateway's, by its id, or the start or the end of it."""
+        return self._wait(self._client.task(id))
+
+    def why(self, id: str) -> dict[str, Any]:
+        """Return why a task ran where it ran: its ``task`` and the ``decisions`` about it."""
+        return self._wait(self._client.why(id))
+
     def chat(self, model: str, messages: Messages, **options: Any) -> TextAnswer:
         """Return the assistant's next message."""
         return self._wait(self._client.chat(model, messages, **options))

@@ -18,7 +18,8 @@ import zmq
 
 from blip.errors import BlipError, Unavailable
 from blip.gateway.call import LiveCall, NodeLink
-from blip.gateway.mesh import Health, Options, ServedModel, TaskView
+from blip.gateway.mesh import Health, Options, ServedModel, TaskStory, TaskView
+from blip.gateway.stories import Stories
 from blip.gateway.table import NodeTable
 from blip.kinds import Kind, TaskInput, input_to_wire
 from blip.protocol import versions
@@ -51,6 +52,7 @@ from blip.protocol.messages import (
     Place,
     Refuse,
     Release,
+    Story,
     Submit,
     Welcome,
 )
@@ -130,6 +132,7 @@ class Dispatcher:
         self._links: dict[str, NodeLink] = {}
         self._calls: dict[bytes, LiveCall] = {}
         self._history: collections.deque[TaskView] = collections.deque(maxlen=HISTORY)
+        self._stories = Stories(self.now)
         self._deadlines: Deadlines[tuple[bytes, int, str]] = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
@@ -190,6 +193,13 @@ class Dispatcher:
         """Tasks in flight, oldest first; then those that ended lately, newest first."""
         return [*map(self._view, self._calls.values()), *reversed(self._history)]
 
+    async def why(self, task: bytes) -> TaskStory:
+        """Tell what was decided about a task; see :meth:`blip.gateway.mesh.Mesh.why`."""
+        broker = self._broker
+        return await self._stories.tell(
+            task, broker.send if broker is not None and broker.usable else None
+        )
+
     async def health(self) -> list[Health]:
         """Look at everything this gateway depends on."""
         ready = [entry for entry in self._table.nodes.values() if entry.status == "ready"]
@@ -216,6 +226,7 @@ class Dispatcher:
             return
         if self._broker is not None:
             self._broker.close()
+            self._stories.abandon()
         self._broker_endpoint = endpoint
         self._broker = Dialer(self._context, endpoint, self._hello, self._on_broker)
 
@@ -310,7 +321,7 @@ class Dispatcher:
             self._leave(call)
             call.link = link
             link.calls[call.id] = call
-            call.node = link.entry.name
+            call.node = self._table.names.get(link.entry.id, link.entry.name)
             self._remind(call.id, message.attempt, "accept", ACCEPT_TIMEOUT)
         if link.dialer is not None and link.dialer.ready:
             link.dialer.send(message)
@@ -334,9 +345,11 @@ class Dispatcher:
         )
         if found is None:
             text = "no broker is connected and no node that could run this is known"
+            self._stories.refused(place, "no_node", text)
             self.execute(call, task.denied(Deny(place.task, place.attempt, "no_node", text)))
             return
         node, incarnation, device = found
+        self._stories.placed(place, node, self._table.names.get(node, node), device)
         self._granted(call, Grant(place.task, place.attempt, node, incarnation, device))
 
     def _in_flight(self, node: str, device: str) -> int:
@@ -377,6 +390,8 @@ class Dispatcher:
             task.place.attempt,
             self.now() - call.began if call.timing.total is None else call.timing.total,
             error,
+            task.grant.device if task.grant is not None else "",
+            task.place.priority,
         )
 
     # --- the broker -------------------------------------------------------------------------
@@ -429,11 +444,14 @@ class Dispatcher:
                 self.execute(call, call.task.denied(event))  # type: ignore[arg-type]
         elif kind is Nodes:
             self._update(event)  # type: ignore[arg-type]
+        elif kind is Story:
+            self._stories.told(event)  # type: ignore[arg-type]
         elif kind is Ready:
             log.info("connected to the broker at %s", self._broker_endpoint)
             self._replace()
         elif kind is Lost or kind is Suspect:
             log.warning("the broker is %s; placing by ourselves", kind.__name__.lower())
+            self._stories.abandon()
             self._replace()
         elif kind is Closed:
             log.error("the broker ended the link: %s", event.text)  # type: ignore[union-attr]

@@ -96,6 +96,18 @@ class TaskView:
     #: Seconds since it was submitted.
     age: float
     error: str = ""
+    #: The device of the current attempt, "" while it has none.
+    device: str = ""
+    priority: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStory:
+    """What is known about how a task came to run where it ran; see :mod:`blip.gateway.stories`."""
+
+    decisions: list[dict[str, Any]]
+    #: Whose part is missing, if any; a sentence.
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +139,7 @@ class Options:
 
 
 class Mesh(Protocol):
-    """The mesh as a gateway sees it. All but ``health`` is in memory: it waits for nobody."""
+    """The mesh as a gateway sees it. What is not a coroutine is in memory: it waits for nobody."""
 
     def call(self, kind: Kind, model: str, value: TaskInput, options: Options) -> Call:
         """Start a task.
@@ -148,6 +160,10 @@ class Mesh(Protocol):
 
     def tasks(self) -> list[TaskView]:
         """Tasks in flight first, oldest first; then those that ended lately, newest first."""
+        ...
+
+    async def why(self, task: bytes) -> TaskStory:
+        """Tell what was decided about a task, its id in bytes. Never raises for an unknown one."""
         ...
 
     async def health(self) -> list[Health]:

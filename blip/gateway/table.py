@@ -4,10 +4,35 @@ from __future__ import annotations
 
 import collections
 import difflib
+from collections.abc import Iterable
 
 from blip.errors import BlipError, ModelLoadFailed, ModelNotFound, NoNode
 from blip.gateway.mesh import ServedModel
 from blip.protocol.messages import NodeEntry, Nodes
+
+#: Characters of a node's id that tell it from others of its name, at least.
+ID_TAIL = 4
+
+
+def unique_names(entries: Iterable[NodeEntry]) -> dict[str, str]:
+    """Return a name for every node, by id, that no other node has.
+
+    Names are their owners' choice, so two nodes may have the same: ``rig`` and ``rig`` become
+    ``rig#3f2a`` and ``rig#91c0``, after the ends of their ids.
+    """
+    groups: dict[str, set[str]] = {}
+    for entry in entries:
+        groups.setdefault(entry.name or entry.id, set()).add(entry.id)
+    names: dict[str, str] = {}
+    for name, ids in groups.items():
+        if len(ids) == 1:
+            names.update(dict.fromkeys(ids, name))
+            continue
+        tail = ID_TAIL
+        while len({id[-tail:] for id in ids}) < len(ids):
+            tail += 1
+        names.update((id, f"{name}#{id[-tail:]}") for id in ids)
+    return names
 
 
 class NodeTable:
@@ -15,6 +40,8 @@ class NodeTable:
 
     def __init__(self) -> None:
         self.nodes: dict[str, NodeEntry] = {}
+        #: The names that nodes are shown by, by id.
+        self.names: dict[str, str] = {}
         self.served: list[ServedModel] = []
         self._serving: set[tuple[str, str]] = set()
         self._broken: dict[str, str] = {}
@@ -57,16 +84,17 @@ class NodeTable:
         broken: dict[str, str] = {}
         found: dict[str, tuple[set[str], list[int], list[str]]] = {}
         ready: collections.Counter[str] = collections.Counter()
+        self.names = unique_names(self.nodes.values())
         for entry in self.nodes.values():
             if entry.status == "lost":
                 continue
             for model in entry.advert.models:
                 if not model.kinds:  # its node could not even find out what it does
-                    broken[model.name] = f"{model.error} (node {entry.name})"
+                    broken[model.name] = f"{model.error} (node {self.names[entry.id]})"
                     continue
                 kinds, contexts, names = found.setdefault(model.name, (set(), [], []))
                 kinds.update(model.kinds)
-                names.append(entry.name)
+                names.append(self.names[entry.id])
                 if model.context is not None:
                     contexts.append(model.context)
                 serving.update((kind, model.name) for kind in model.kinds)

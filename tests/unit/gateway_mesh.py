@@ -16,7 +16,16 @@ from aiohttp import web
 
 from blip.errors import Cancelled, ModelNotFound
 from blip.gateway.app import build_app
-from blip.gateway.mesh import Answer, Call, Health, Options, ServedModel, TaskView, Timing
+from blip.gateway.mesh import (
+    Answer,
+    Call,
+    Health,
+    Options,
+    ServedModel,
+    TaskStory,
+    TaskView,
+    Timing,
+)
 from blip.gateway.settings import GatewaySettings
 from blip.kinds import Kind, TaskInput
 from blip.kinds.chat import ChatInput
@@ -117,6 +126,8 @@ class MemoryMesh:
     inputs: list[Any] = field(default_factory=list)
     options: list[Options] = field(default_factory=list)
     checks: list[Health] = field(default_factory=list)
+    #: What is remembered, by the task's id.
+    stories: dict[bytes, TaskStory] = field(default_factory=dict)
     #: Raised by the call with this number.
     refuse: dict[int, Exception] = field(default_factory=dict)
     #: Set by the first call.
@@ -156,6 +167,9 @@ class MemoryMesh:
 
     def tasks(self) -> list[TaskView]:
         return [TaskView("0" * 32, "chat", "parrot", "running", "büro-1", 1, 0.5)]
+
+    async def why(self, task: bytes) -> TaskStory:
+        return self.stories.get(task, TaskStory([]))
 
     async def health(self) -> list[Health]:
         return self.checks

@@ -15,7 +15,7 @@ from blip.cli import INTERRUPTED, UNREACHABLE, USAGE, main, render, roles
 from blip.config import restore
 
 VERBS = (
-    "up", "gateway", "broker", "node", "status", "ps", "run", "embed", "models", "config",
+    "up", "gateway", "broker", "node", "status", "ps", "why", "run", "embed", "models", "config",
     "doctor", "demo", "bench", "key", "version",
 )  # fmt: skip
 
