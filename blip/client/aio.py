@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -20,23 +19,23 @@ from blip.client.answers import (
     Origin,
     TextAnswer,
     error_from,
+    error_from_envelope,
     models_from,
-    piece_from,
     text_from,
     vectors_from,
 )
 from blip.client.options import Require, task_headers
-from blip.client.sse import Events
-from blip.errors import BlipError, DeadlineExceeded, InternalError, NodeLost
+from blip.client.stream import CONNECT_TIMEOUT, EventReader, TextStream
+from blip.errors import DeadlineExceeded, InternalError
 
 DEFAULT_URL = "http://127.0.0.1:8001"
 
-#: Seconds to wait for a TCP connection. The gateway is on this machine or in this network; one
-#: that needs longer is not there.
-CONNECT_TIMEOUT = 5.0
-
 #: Text for a chat: one user message, or the conversation.
 Messages = str | Sequence[Mapping[str, Any]]
+
+#: Called with what a node says about an order, as it goes: ``node``, ``name``, ``device``,
+#: ``state``, ``text``, ``details``.
+Progress = Callable[[dict[str, Any]], None]
 
 
 class AsyncBlip:
@@ -211,6 +210,87 @@ class AsyncBlip:
             raw = str(_object(raw)["text"]).encode()
         return EchoAnswer(raw, Origin.of(headers))
 
+    # --- what operators do ---
+
+    async def load(
+        self,
+        model: str,
+        node: str | None = None,
+        device: str | None = None,
+        *,
+        pin: bool | None = None,
+        keep_alive: float | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """Load a model on a node, on the best one if none is named, and wait until it is ready.
+
+        ``pin`` keeps it whatever needs its room; ``keep_alive`` is how many seconds it stays
+        without work, below 0 until its room is needed. Returns what each node said last: ``node``,
+        ``name``, ``device``, ``text`` and ``details``; ``progress`` is called with the same as it
+        goes. Raises the error of the first node that fails.
+        """
+        said = {"model": model, "node": node, "device": device}
+        return await self._order("load", {**said, "pin": pin, "keep_alive": keep_alive}, progress)
+
+    async def unload(
+        self,
+        model: str,
+        node: str | None = None,
+        device: str | None = None,
+        *,
+        force: bool | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """Unload a model from a device, a node, or every node; returns as :meth:`load` does.
+
+        What it runs is finished first, unless ``force`` is set.
+        """
+        said = {"model": model, "node": node, "device": device, "force": force}
+        return await self._order("unload", said, progress)
+
+    async def cordon(
+        self, node: str, device: str | None = None, *, reason: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Take a node, or one of its devices, out of service: it takes no new tasks."""
+        said = {"node": node, "device": device, "reason": reason}
+        return await self._order("cordon", said, None)
+
+    async def uncordon(self, node: str, device: str | None = None) -> list[dict[str, Any]]:
+        """Put a node, or one of its devices, back into service."""
+        return await self._order("uncordon", {"node": node, "device": device}, None)
+
+    async def drain(
+        self,
+        node: str,
+        device: str | None = None,
+        *,
+        reason: str | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """Take a node or a device out of service and wait until nothing runs on it any more.
+
+        Giving up the wait does not call it off: :meth:`uncordon` does.
+        """
+        said = {"node": node, "device": device, "reason": reason}
+        return await self._order("drain", said, progress)
+
+    async def _order(
+        self, verb: str, said: Mapping[str, Any], progress: Progress | None
+    ) -> list[dict[str, Any]]:
+        # streamed whether anybody listens or not: a load may take longer than the longest wait
+        # for an answer, and a stream is never silent for long
+        body = {key: value for key, value in said.items() if value is not None}
+        last: dict[str, dict[str, Any]] = {}
+        async with EventReader(self, f"/v1/mesh/{verb}", {**body, "stream": True}) as events:
+            while (data := await events.next()) is not None:
+                event = json.loads(data)
+                if "error" in event:
+                    raise error_from_envelope(event["error"])
+                last[event["node"]] = event
+                if progress is not None:
+                    progress(event)
+        return list(last.values())
+
     # --- HTTP ---
 
     async def _json(
@@ -263,99 +343,6 @@ class AsyncBlip:
         number = getattr(error, "errno", None) or 0
         reason = os.strerror(number) if number > 0 else str(error) or type(error).__name__
         return GatewayUnreachable(f"cannot reach a gateway at {self.url}: {reason}")
-
-
-class TextStream:
-    """A text answer as it is made: iterate over its pieces, in an ``async with`` block.
-
-    The request is sent when the block is entered, and errors that come before the first piece are
-    raised there; leaving the block early cancels the task. ``finish_reason`` and ``usage`` are
-    known once the iteration has ended.
-    """
-
-    def __init__(
-        self, client: AsyncBlip, path: str, body: dict[str, Any], headers: Mapping[str, str]
-    ) -> None:
-        self._client = client
-        self._headers = headers
-        self._path = path
-        self._body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        self._response: aiohttp.ClientResponse | None = None
-        self._events = Events()
-        self._pieces: deque[str] = deque()
-        self._ended = False
-        self._error: BlipError | None = None
-        self.origin = Origin()
-        self.finish_reason = ""
-        self.usage: Mapping[str, int] = {}
-
-    async def __aenter__(self) -> Self:
-        client = self._client
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=CONNECT_TIMEOUT, sock_read=client._timeout
-        )
-        try:
-            response = await client._open().post(
-                client.url + self._path, json=self._body, headers=self._headers, timeout=timeout
-            )
-            if response.status >= 400:
-                async with response:
-                    body = await response.read()
-                client._check(response.status, body, response.headers)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise client._unreachable(error) from error
-        self._response = response
-        self.origin = Origin.of(response.headers)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._response is not None:
-            # not release(): a connection with half an answer in it must not be used again
-            self._response.close()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> str:
-        if self._response is None:
-            raise RuntimeError("iterate over a stream inside its `async with` block")
-        while not (self._pieces or self._ended or self._error):
-            self._take(await self._read(self._response))
-        if self._pieces:
-            return self._pieces.popleft()
-        raise self._error or StopAsyncIteration
-
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        try:
-            chunk = await response.content.readany()
-        except TimeoutError as error:
-            raise self._client._unreachable(error) from error
-        except aiohttp.ClientError as error:
-            raise NodeLost(f"the stream broke off: {error}") from error
-        if not chunk:
-            raise NodeLost("the stream broke off before its end")
-        return chunk
-
-    def _take(self, chunk: bytes) -> None:
-        for data in self._events.feed(chunk):
-            if data == "[DONE]":
-                self._ended = True
-                return
-            try:
-                piece = piece_from(data)
-            except BlipError as error:
-                # what came before it in the same packet is the reader's first
-                self._error = error
-                return
-            self.finish_reason = piece.finish_reason or self.finish_reason
-            self.usage = piece.usage or self.usage
-            if piece.text:
-                self._pieces.append(piece.text)
 
 
 def _object(raw: bytes) -> Any:

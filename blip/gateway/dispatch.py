@@ -12,13 +12,14 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 import zmq
 
-from blip.errors import BlipError, Unavailable
+from blip.errors import BlipError, NodeLost, NoNode, Unavailable
 from blip.gateway.call import LiveCall, NodeLink
 from blip.gateway.mesh import Health, Options, ServedModel, TaskStory, TaskView
+from blip.gateway.operations import LiveOrder
 from blip.gateway.stories import Stories
 from blip.gateway.table import NodeTable
 from blip.kinds import Kind, TaskInput, input_to_wire
@@ -49,6 +50,8 @@ from blip.protocol.messages import (
     Message,
     NodeEntry,
     Nodes,
+    Order,
+    Ordered,
     Place,
     Refuse,
     Release,
@@ -56,7 +59,7 @@ from blip.protocol.messages import (
     Submit,
     Welcome,
 )
-from blip.protocol.placement import choose
+from blip.protocol.placement import choose, unsatisfiable
 from blip.transport.host import host_id, reachable
 from blip.transport.links import Dialer
 
@@ -133,6 +136,7 @@ class Dispatcher:
         self._calls: dict[bytes, LiveCall] = {}
         self._history: collections.deque[TaskView] = collections.deque(maxlen=HISTORY)
         self._stories = Stories(self.now)
+        self._orders = 0
         self._deadlines: Deadlines[tuple[bytes, int, str]] = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
@@ -193,6 +197,29 @@ class Dispatcher:
         """Tasks in flight, oldest first; then those that ended lately, newest first."""
         return [*map(self._view, self._calls.values()), *reversed(self._history)]
 
+    async def order(self, node: NodeEntry, order: Order) -> AsyncGenerator[Ordered, None]:
+        """Give a node an order; see :meth:`blip.gateway.mesh.Mesh.order`."""
+        self._orders += 1
+        live = LiveOrder(order._replace(number=self._orders))
+        link = self._link(node.id, node.incarnation)
+        if link is None or self._draining:
+            gone = Unavailable("this gateway is shutting down") if self._draining else None
+            live.fail(gone or NodeLost("the node is not known here any more"))
+        else:
+            link.orders[self._orders] = live
+            if link.dialer is not None and link.dialer.ready:
+                link.dialer.send(live.order)
+            else:
+                link.waiting.append(live.order)
+        try:
+            async for ordered in live.updates():
+                yield ordered
+        finally:
+            if link is not None:
+                link.orders.pop(live.order.number, None)
+                if live.order in link.waiting:
+                    link.waiting.remove(live.order)
+
     async def why(self, task: bytes) -> TaskStory:
         """Tell what was decided about a task; see :meth:`blip.gateway.mesh.Mesh.why`."""
         broker = self._broker
@@ -238,6 +265,9 @@ class Dispatcher:
     async def drain(self, timeout: float) -> None:
         """Take nothing new, and wait until what runs has ended, at most ``timeout`` seconds."""
         self._draining = True
+        for link in self._links.values():
+            for order in link.orders.values():
+                order.fail(Unavailable("this gateway is shutting down; the node goes on with it"))
         if self._calls:
             self._idle = self.loop.create_future()
             await asyncio.wait({self._idle}, timeout=timeout)
@@ -335,18 +365,25 @@ class Dispatcher:
         task = call.task
         if task.state is not State.PLACING or task.place.attempt != place.attempt:
             return
+        entries = list(self._table.nodes.values())
         found = choose(
-            list(self._table.nodes.values()),
+            entries,
             place.kind,
             place.model,
             self._in_flight,
             place.exclude,
             self._rng.random,
+            place.require,
         )
         if found is None:
+            error: BlipError | None = None
+            if place.require:
+                error = unsatisfiable(entries, place.kind, place.model, place.require)
             text = "no broker is connected and no node that could run this is known"
-            self._stories.refused(place, "no_node", text)
-            self.execute(call, task.denied(Deny(place.task, place.attempt, "no_node", text)))
+            code, text, details = (error or NoNode(text)).to_wire()
+            self._stories.refused(place, code, text)
+            deny = Deny(place.task, place.attempt, code, text, details)
+            self.execute(call, task.denied(deny))
             return
         node, incarnation, device = found
         self._stories.placed(place, node, self._table.names.get(node, node), device)
@@ -551,6 +588,10 @@ class Dispatcher:
             else:
                 commands = task.stopped(event)  # type: ignore[arg-type]
             self.execute(call, commands)
+        elif kind is Ordered:
+            order = link.orders.get(event.number)  # type: ignore[union-attr]
+            if order is not None:
+                order.take(event)  # type: ignore[arg-type]
         elif kind is Ready:
             peer = event.peer  # type: ignore[union-attr]
             if isinstance(peer, Welcome) and peer.epoch != link.entry.incarnation:
@@ -568,7 +609,9 @@ class Dispatcher:
             self._drop(link.entry.id, "the node closed the link")
 
     def _void(self, link: NodeLink, reason: str) -> None:
-        """Every attempt that depends on this link is lost."""
+        """Every attempt and every order that depends on this link is lost."""
+        for order in link.orders.values():
+            order.fail(NodeLost(reason))
         calls, link.calls = link.calls, {}
         link.waiting.clear()
         for call in calls.values():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from blip.kinds import Kind, TaskInput
-from blip.protocol.messages import NodeEntry, Payload
+from blip.protocol.messages import NodeEntry, Order, Ordered, Payload
 
 
 @dataclass(slots=True)
@@ -160,6 +160,14 @@ class Mesh(Protocol):
 
     def tasks(self) -> list[TaskView]:
         """Tasks in flight first, oldest first; then those that ended lately, newest first."""
+        ...
+
+    def order(self, node: NodeEntry, order: Order) -> AsyncGenerator[Ordered, None]:
+        """Give a node an order and yield what it says, to the end: ``done`` or ``failed``.
+
+        Never raises: a node that is lost, or silent, has failed. The order's number is set here.
+        Leaving early does not call the order off.
+        """
         ...
 
     async def why(self, task: bytes) -> TaskStory:

@@ -32,6 +32,7 @@ from blip.gateway.text import quote
 from blip.kinds import input_from_wire, input_to_wire
 from blip.kinds.echo import ECHO
 from blip.kinds.text import TextInput
+from blip.protocol.messages import Model
 from tests.unit.gateway_mesh import MemoryMesh, failing, mesh, served
 
 
@@ -245,13 +246,20 @@ async def test_openapi_is_valid_and_complete(backend: MemoryMesh, keys: dict[str
         assert code in BY_CODE
 
 
-async def test_examples_work(http: aiohttp.ClientSession, backend: MemoryMesh) -> None:
+async def test_examples_work(
+    http: aiohttp.ClientSession, backend: MemoryMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every example in the document is answered, and the answer is as the document says."""
     backend.nodes_by_model |= {
         "smollm2": backend.nodes_by_model["parrot"],
         "minilm": backend.nodes_by_model["embedder"],
     }
     backend.checks = [Health("broker", True, "", True)]
+    (node,) = backend.nodes()
+    advert = node.advert._replace(models=[Model("smollm2", ["chat"])])
+    monkeypatch.setattr(
+        MemoryMesh, "nodes", lambda self: [node._replace(name="rig-1", advert=advert)]
+    )
     spec = await spec_of(http)
     for path, methods in spec["paths"].items():
         for method, operation in methods.items():
