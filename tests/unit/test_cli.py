@@ -16,7 +16,8 @@ from blip.config import restore
 
 VERBS = (
     "up", "gateway", "broker", "node", "status", "ps", "why", "load", "unload", "cordon",
-    "uncordon", "drain", "run", "embed", "models", "config", "doctor", "demo", "bench", "key", "version",
+    "uncordon", "drain", "run", "embed", "models", "config", "doctor", "demo",
+    "bench", "key", "version",
 )  # fmt: skip
 
 
