@@ -20,6 +20,7 @@ from blip.gateway.mesh import (
     Answer,
     Call,
     Health,
+    Mesh,
     Options,
     ServedModel,
     TaskStory,
@@ -305,7 +306,7 @@ def mesh() -> MemoryMesh:
 
 @contextlib.asynccontextmanager
 async def served(
-    backend: MemoryMesh, settings: GatewaySettings | None = None, shutdown_timeout: float = 1.0
+    backend: Mesh, settings: GatewaySettings | None = None, shutdown_timeout: float = 1.0
 ) -> AsyncIterator[str]:
     """Serve ``backend`` on a loopback port as the real server does; yields the origin."""
     app = build_app(backend, settings or GatewaySettings())
