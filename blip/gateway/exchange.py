@@ -34,6 +34,8 @@ Pumped = tuple[int, list[Payload] | Answer | Exception]
 #: A client's own request id is taken over if it is visible ASCII and not absurdly long.
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
+_NOTHING_SAID = Options()
+
 #: Task ids that fit the header lines that common clients accept (8 KiB) with room to spare.
 _SHOWN_TASKS = 16
 
@@ -94,7 +96,7 @@ class Exchange:
         #: Name of the API key, "" where none is needed.
         self.tenant = ""
         #: What the headers say about the tasks of this request.
-        self.options = Options()
+        self.options = _NOTHING_SAID
         self.kind = ""
         self.model = ""
         self.calls: list[Call] = []

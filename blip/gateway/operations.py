@@ -23,9 +23,9 @@ from blip.errors import (
     from_wire,
 )
 from blip.gateway.mesh import Mesh
-from blip.gateway.table import unique_names
 from blip.protocol.loading import check_known, choose_load, has_replica
 from blip.protocol.messages import NodeEntry, Order, Ordered
+from blip.protocol.names import unique_names
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ fastest device that has room takes it, and what is loaded already counts only if
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from blip.errors import (
@@ -20,6 +20,7 @@ from blip.errors import (
     Unavailable,
 )
 from blip.protocol.messages import Device, Model, NodeEntry, Replica
+from blip.protocol.names import unique_names
 from blip.protocol.placement import room, speed
 
 
@@ -53,7 +54,7 @@ def choose_load(entries: Sequence[NodeEntry], model: str, device: str = "") -> S
     fitting = [spot for spot in taking if not spot.loaded and not _pausing(spot) and _fits(spot)]
     loaded = [spot for spot in taking if spot.loaded]
     if not (fitting or loaded):
-        raise _unloadable(model, spots, taking)
+        raise _unloadable(model, spots, taking, unique_names(entries))
     return max(fitting or loaded, key=lambda spot: (speed(spot.device), spot.room))
 
 
@@ -103,15 +104,21 @@ def _pausing(spot: Spot) -> bool:
     return bool(spot.model.error) and spot.model.retry_in > 0
 
 
-def _unloadable(name: str, spots: list[Spot], taking: list[Spot]) -> BlipError:
+def _unloadable(
+    name: str, spots: list[Spot], taking: list[Spot], names: Mapping[str, str]
+) -> BlipError:
     """Explain why no device takes the model."""
+
+    def place(spot: Spot) -> str:
+        return f"{spot.device.id} of {names[spot.entry.id]}"
+
     if not spots:
         return Unavailable(f"no device of a node that is ready can take '{name}'")
     if not taking:
         device = spots[0].device
         state = device.state if device.state != "ready" else "unhealthy"
         why = f": {device.reason}" if device.reason else ""
-        return Unavailable(f"no device takes '{name}' now; {_place(spots[0])} is {state}{why}")
+        return Unavailable(f"no device takes '{name}' now; {place(spots[0])} is {state}{why}")
     trying = [spot for spot in taking if not _pausing(spot)]
     if not trying:
         first = min(taking, key=lambda spot: spot.model.retry_in).model
@@ -125,13 +132,9 @@ def _unloadable(name: str, spots: list[Spot], taking: list[Spot]) -> BlipError:
     most = largest if error is ModelTooLarge else best.room
     return error(
         f"'{name}' needs {gib(need)}; the most that a device can give is {gib(most)} "
-        f"({_place(best)})",
+        f"({place(best)})",
         details={"need": need, "most": most, "node": best.entry.id, "device": best.device.id},
     )
-
-
-def _place(spot: Spot) -> str:
-    return f"{spot.device.id} of {spot.entry.name or spot.entry.id}"
 
 
 def gib(size: int) -> str:

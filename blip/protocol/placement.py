@@ -18,6 +18,7 @@ from typing import NamedTuple
 from blip.errors import Unsatisfiable
 from blip.protocol.constraints import Require, unmet
 from blip.protocol.messages import Device, Model, NodeEntry, Replica
+from blip.protocol.names import unique_names
 
 #: Draws, from what is loaded and from what is not. Two are good, more than three bring little and
 #: herd again.
@@ -106,7 +107,7 @@ def unsatisfiable(
     lacking, entry, device = min(misses, key=lambda miss: len(miss[0]))
     return Unsatisfiable(
         f"no device that has '{model}' is what the task requires; nearest is {device.id} of "
-        f"{entry.name or entry.id}, but {' and '.join(lacking)}",
+        f"{unique_names(entries)[entry.id]}, but {' and '.join(lacking)}",
         details={"node": entry.id, "device": device.id, "lacks": lacking},
     )
 

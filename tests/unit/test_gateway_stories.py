@@ -12,8 +12,9 @@ from blip.errors import InvalidRequest, NotFound
 from blip.gateway.mesh import TaskStory, TaskView
 from blip.gateway.routes.tasks import find_task
 from blip.gateway.stories import REMEMBERED, Stories, merge
-from blip.gateway.table import NodeTable, unique_names
+from blip.gateway.table import NodeTable
 from blip.protocol.messages import Advert, Model, NodeEntry, Nodes, Place, Story, Why
+from blip.protocol.names import unique_names
 from tests.unit.gateway_mesh import mesh, served
 
 

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
-from blip.gateway.table import unique_names
 from blip.protocol.messages import NodeEntry
+from blip.protocol.names import unique_names
 
 
 class View(BaseModel):

@@ -36,8 +36,8 @@ from blip.gateway.operations import (
     standing_targets,
     unload_targets,
 )
-from blip.gateway.table import unique_names
 from blip.protocol.messages import Order, Ordered
+from blip.protocol.names import unique_names
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 

@@ -13,8 +13,8 @@ from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.mesh import TaskView
 from blip.gateway.routes.mesh import View
-from blip.gateway.table import unique_names
 from blip.protocol.messages import TASK_ID_BYTES
+from blip.protocol.names import unique_names
 
 #: A whole id, or at least four digits of one.
 _ID = re.compile(r"[0-9a-f]{4,32}")
