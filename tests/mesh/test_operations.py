@@ -12,18 +12,33 @@ import pytest
 from blip.client import AsyncBlip
 from blip.errors import BlipError, NodeLost, NotFound
 from blip.kinds.echo import EchoInput
+from blip.protocol.messages import Replica
 from tests.mesh.rig import Rig
 from tests.unit.gateway_mesh import served
 
+COLD = {"echo": {"source": "builtin:echo"}}
+
 
 @asynccontextmanager
-async def operated(nodes: int) -> AsyncIterator[tuple[Rig, AsyncBlip]]:
+async def operated(
+    nodes: int, models: dict[str, Any] | None = None
+) -> AsyncIterator[tuple[Rig, AsyncBlip]]:
     async with (
-        Rig(nodes=nodes) as rig,
+        Rig(nodes=nodes, models=models) as rig,
         served(rig.dispatcher) as url,
         AsyncBlip(url) as client,
     ):
         yield rig, client
+
+
+def replicas(rig: Rig) -> dict[str, Replica]:
+    """The replicas that are ready, by the name of their node."""
+    return {
+        entry.name: replica
+        for entry in rig.dispatcher.nodes()
+        for replica in entry.advert.replicas
+        if replica.state == "ready"
+    }
 
 
 def states(rig: Rig) -> dict[str, str]:
@@ -35,6 +50,39 @@ async def served_by(client: AsyncBlip, count: int) -> set[str]:
     """Run a few tasks side by side; return who served them."""
     answers = await asyncio.gather(*(client.echo("x", delay=0.05) for _ in range(count)))
     return {answer.origin.node for answer in answers}
+
+
+async def test_load_and_unload() -> None:
+    async with operated(2, COLD) as (rig, client):
+        await rig.until(lambda: all(entry.advert.devices for entry in rig.dispatcher.nodes()))
+        seen: list[dict[str, Any]] = []
+        (loaded,) = await client.load("echo", pin=True, progress=seen.append)
+        assert loaded["state"] == "done"
+        assert loaded["details"]["seconds"] > 0
+        assert seen[-1] == loaded
+        await rig.until(lambda: bool(replicas(rig)))
+        ((name, replica),) = replicas(rig).items()
+        assert (name, replica.device, replica.pinned) == (loaded["name"], loaded["device"], True)
+        assert await served_by(client, 4) == {name}
+        # one more goes to the node that has none yet
+        (other,) = await client.load("echo", keep_alive=600)
+        assert other["name"] != name
+        await rig.until(lambda: len(replicas(rig)) == 2)
+        kept = replicas(rig)[other["name"]]
+        assert not kept.pinned
+        assert kept.unload_in is not None
+        assert 500 < kept.unload_in <= 600
+        # loaded already: nothing to do, but to change what was said
+        (again,) = await client.load("echo", name, pin=False)
+        assert again["state"] == "done"
+        await rig.until(lambda: not replicas(rig)[name].pinned)
+        gone = await client.unload("echo")
+        assert {each["name"] for each in gone} == {name, other["name"]}
+        assert all(each["details"]["replicas"] == 1 for each in gone)
+        await rig.until(lambda: not replicas(rig))
+        assert all(each["details"]["replicas"] == 0 for each in await client.unload("echo"))
+        with pytest.raises(NotFound, match=r"'eco'; did you mean 'echo'"):
+            await client.load("eco")
 
 
 async def test_cordon_and_uncordon() -> None:
