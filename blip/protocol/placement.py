@@ -108,7 +108,7 @@ def unsatisfiable(
     return Unsatisfiable(
         f"no device that has '{model}' is what the task requires; nearest is {device.id} of "
         f"{unique_names(entries)[entry.id]}, but {' and '.join(lacking)}",
-        details={"node": entry.id, "device": device.id, "lacks": lacking},
+        details={"nearest": {"node": entry.id, "device": device.id}, "lacking": lacking},
     )
 
 

@@ -149,9 +149,8 @@ def test_the_nearest_miss_is_named() -> None:
     assert isinstance(error, Unsatisfiable)
     assert "nearest is gpu0 of near, but it has 24.0 GiB of memory, not 80.0 GiB" in error.message
     assert error.details == {
-        "node": "near",
-        "device": "gpu0",
-        "lacks": ["it has 24.0 GiB of memory, not 80.0 GiB"],
+        "nearest": {"node": "near", "device": "gpu0"},
+        "lacking": ["it has 24.0 GiB of memory, not 80.0 GiB"],
     }
 
 
