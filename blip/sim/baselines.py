@@ -9,7 +9,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from blip.protocol.messages import Advert
 from blip.sim.machine import LOAD_START, Key
@@ -152,9 +152,7 @@ class AffinityBlind(Baseline):
 
     def choose(self, options: Sequence[Place], request: Request) -> Place:
         """Return it."""
-        return self.least(
-            options, lambda place: (self.mine.get(place, 0) + 1) / self.speed(place)
-        )
+        return self.least(options, lambda place: (self.mine.get(place, 0) + 1) / self.speed(place))
 
 
 class MemoryBlind(Baseline):
@@ -181,7 +179,12 @@ class MemoryBlind(Baseline):
 
 
 class Fifo(Baseline):
-    """One queue for all, first come, first served; the fastest idle device takes the first."""
+    """One queue for all, first come, first served; the fastest idle device takes the first.
+
+    It knows no deadlines: what is late is done all the same.
+    """
+
+    stops_late: ClassVar[bool] = False
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -231,6 +234,12 @@ class Fifo(Baseline):
         return max(options, key=self.speed)
 
 
+class FifoDrop(Fifo):
+    """The same, and what is late is stopped: no deadline orders anything, none is wasted on."""
+
+    stops_late: ClassVar[bool] = True
+
+
 BASELINES: dict[str, type[Baseline]] = {
     "round_robin": RoundRobin,
     "random": Random,
@@ -239,4 +248,5 @@ BASELINES: dict[str, type[Baseline]] = {
     "affinity_blind": AffinityBlind,
     "memory_blind": MemoryBlind,
     "fifo": Fifo,
+    "fifo_drop": FifoDrop,
 }

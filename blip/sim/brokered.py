@@ -129,9 +129,7 @@ class Brokered(Policy):
 def scheduler(scenario: Scenario) -> Scheduler:
     """Make a scheduler as a broker would, with a scenario's settings."""
     of = scenario.broker
-    settings = Settings(
-        queue_limit=of.queue_limit, prefetch=of.prefetch, lookahead=of.lookahead
-    )
+    settings = Settings(queue_limit=of.queue_limit, prefetch=of.prefetch, lookahead=of.lookahead)
     liveness = Liveness(of.suspect_after, of.lost_after, max(60.0, of.lost_after))
     return Scheduler(settings, Registry(liveness), Ledger(3 * of.heartbeat), Rates())
 
@@ -140,7 +138,7 @@ def memory_per_node(scenario: Scenario) -> float:
     """Measure the bytes that the scheduler holds for each node that has joined and advertised."""
     nodes = machines.build(scenario, random.Random(scenario.seed))[:MEASURED_NODES]
     for node in nodes:
-        node.boot(0.0, node.make.resident)
+        node.boot(0.0, node.resident)
     tracing = tracemalloc.is_tracing()
     tracemalloc.start()
     try:

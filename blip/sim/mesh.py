@@ -100,7 +100,7 @@ class Mesh:
         """Run every task to its end, or up to the scenario's limit."""
         interval = self.scenario.links.advert_interval
         for node in self.nodes.values():
-            node.boot(0.0, node.make.resident)
+            node.boot(0.0, node.resident)
             self.policy.joined(node, 0.0)
             self.policy.advert(node, node.advert(0.0), 0.0)
             self.clock.at(self._beats.random() * interval, partial(self._beat, node))
@@ -153,7 +153,7 @@ class Mesh:
             what()
 
     def _arrive(self, record: Record) -> None:
-        if record.task.deadline:
+        if record.task.deadline and self.policy.stops_late:
             self.clock.after(record.task.deadline, partial(self._overdue, record))
         self._place(record)
 
@@ -174,17 +174,15 @@ class Mesh:
 
     def _overdue(self, record: Record) -> None:
         """Nobody waits for it any longer."""
+        node = self.nodes.get(record.node)
+        device = None if node is None or not node.up else node.devices.get(record.device)
+        if node is not None and device is not None:
+            self._sync(node, device)
         if record.closed:
             return
-        if record.node:
-            node = self.nodes[record.node]
-            device = node.devices.get(record.device)
-            if node.up and device is not None:
-                self._sync(node, device)
-                if record.closed:
-                    return
-                device.take_back(record.key, begun=True)
-                self._plan(node, device)
+        if node is not None and device is not None:
+            device.take_back(record.key, begun=True)
+            self._changed(node, device)
         self._tell(record, "cancelled")
         self._close(record, "deadline_exceeded")
 

@@ -17,8 +17,17 @@ from blip.sim.scenario import Nodes, Scenario
 class Node:
     """A machine of a make. It is ``up`` or not; ``draining`` it takes nothing new."""
 
-    def __init__(self, id: str, make: Nodes, models: Sequence[Model], crowding: float) -> None:
+    def __init__(
+        self,
+        id: str,
+        make: Nodes,
+        models: Sequence[Model],
+        crowding: float,
+        resident: Sequence[str] = (),
+    ) -> None:
         self.id = id
+        #: What is loaded when it comes up for the first time.
+        self.resident = resident
         self.make = make
         self.models = list(models)
         self._catalogue = {model.name: model for model in models}
@@ -37,8 +46,8 @@ class Node:
         self._number = 0
         self._advert: Advert | None = None
 
-    def boot(self, now: float, resident: int = 0) -> None:
-        """Come up, with the first few models loaded on every device that has room for them."""
+    def boot(self, now: float, resident: Sequence[str] = ()) -> None:
+        """Come up, with these models loaded on every device that has room for them."""
         self.past += self.devices.values()
         self.incarnation += 1
         self.up, self.draining, self.changed, self.up_since = True, False, True, now
@@ -47,7 +56,7 @@ class Node:
         for number in range(self.make.devices):
             device = Device(self.make, self._catalogue, self._crowding)
             device.now = now
-            device.install([model.name for model in self.models[:resident]])
+            device.install(resident)
             self.devices[f"gpu{number}"] = device
 
     def halt(self, now: float) -> None:
@@ -114,9 +123,7 @@ def build(scenario: Scenario, rng: random.Random) -> list[Node]:
     """Make a scenario's nodes, all down; who offers what is drawn by popularity."""
     of = scenario.models
     models = [
-        Model(
-            name, [of.kind], int(of.memory * GIB), int(of.load * GIB), of.slots, parameters=0
-        )
+        Model(name, [of.kind], int(of.memory * GIB), int(of.load * GIB), of.slots, parameters=0)
         for name in model_names(scenario)
     ]
     sums = list(accumulate(popularity(scenario)))
@@ -130,7 +137,9 @@ def build(scenario: Scenario, rng: random.Random) -> list[Node]:
                     chosen.add(min(bisect(sums, rng.random()), len(models) - 1))
                 offered = [models[index] for index in sorted(chosen)]
             id = make.name if make.count == 1 else f"{make.name}-{number}"
-            nodes.append(Node(id, make, offered, of.crowding))
+            drawn = rng.sample(offered, min(make.resident, len(offered)))
+            resident = [model.name for model in drawn]
+            nodes.append(Node(id, make, offered, of.crowding, resident))
     return nodes
 
 

@@ -66,6 +66,8 @@ class Policy:
     instant: ClassVar[bool] = False
     #: Whether nodes let wait whatever they are given; real ones refuse what is too much.
     patient: ClassVar[bool] = True
+    #: Whether gateways stop a task when its deadline passes, as blip's do.
+    stops_late: ClassVar[bool] = True
     #: Seconds between two ticks; 0 for none.
     every: ClassVar[float] = 0.0
 

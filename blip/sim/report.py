@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -37,6 +37,8 @@ class Summary:
     ideal: float
     #: Share of the tasks with a deadline that met it.
     hits: float
+    #: The mean latency of each tenant, where there are any.
+    tenants: dict[str, float]
     recalled: int
     refused: int
     lost: int
@@ -47,33 +49,35 @@ class Summary:
     p99_ratio: float = math.nan
 
 
-def summarise(outcome: Outcome) -> Summary:
-    """Sum up one run."""
-    counted = _counted(outcome)
-    latencies = sorted(record.latency for record in counted if record.finished >= 0)
-    due = [record for record in counted if record.task.deadline]
+def summarise(outcomes: Sequence[Outcome]) -> Summary:
+    """Sum up the runs of one policy, at least one; they differ by their seeds."""
+    records = [record for outcome in outcomes for record in counted(outcome)]
+    latencies = sorted(record.latency for record in records if record.finished >= 0)
+    due = [record for record in records if record.task.deadline]
     met = [r for r in due if 0 <= r.latency <= r.task.deadline * (1 + 1e-9)]
-    decisions = sorted(outcome.decisions)
-    work = sum(record.task.size for record in outcome.records)
-    speed = sum(node.make.speed * len(node.devices) for node in outcome.nodes)
-    finished = max((record.finished for record in outcome.records), default=math.nan)
+    decisions = sorted(seconds for outcome in outcomes for seconds in outcome.decisions)
+
+    def count(what: str) -> int:
+        return sum(outcome.counts.get(what, 0) for outcome in outcomes)
+
     return Summary(
-        policy=outcome.policy,
-        tasks=len(counted),
+        policy=outcomes[0].policy,
+        tasks=len(records),
         done=len(latencies),
-        denied=sum(bool(record.code) for record in counted),
+        denied=sum(bool(record.code) for record in records),
         mean=fmean(latencies) if latencies else math.nan,
         p50=percentile(latencies, 0.5),
         p99=percentile(latencies, 0.99),
-        growth=_growth(counted),
-        utilization=_utilization(outcome),
-        cold_loads=sum(len(device.loads) for _, device in devices(outcome)),
-        makespan=finished,
-        ideal=work / speed,
+        growth=fmean(_growth(counted(outcome)) for outcome in outcomes),
+        utilization=fmean(map(_utilization, outcomes)),
+        cold_loads=sum(len(d.loads) for outcome in outcomes for _, d in devices(outcome)),
+        makespan=fmean(max(r.finished for r in outcome.records) for outcome in outcomes),
+        ideal=fmean(map(_ideal, outcomes)),
         hits=len(met) / len(due) if due else math.nan,
-        recalled=outcome.counts.get("recalled", 0),
-        refused=outcome.counts.get("refused", 0),
-        lost=outcome.counts.get("lost", 0),
+        tenants=_tenants(records),
+        recalled=count("recalled"),
+        refused=count("refused"),
+        lost=count("lost"),
         decision_p50=percentile(decisions, 0.5),
         decision_p99=percentile(decisions, 0.99),
     )
@@ -149,7 +153,13 @@ def rows(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
         if not nothing and not (name in _RARE and not any(values)):
             shown.append((header, name, form))
     lines = [[_cell(getattr(each, name), form) for _, name, form in shown] for each in summaries]
-    return [header for header, _, _ in shown], lines
+    headers = [header for header, _, _ in shown]
+    tenants = dict.fromkeys(name for each in summaries for name in each.tenants)
+    for name in tenants:
+        headers.append(f"{name} mean s")
+        for each, line in zip(summaries, lines, strict=True):
+            line.append(_cell(each.tenants.get(name, math.nan), "{:.2f}"))
+    return headers, lines
 
 
 def _cell(value: Any, form: str) -> str:
@@ -158,8 +168,22 @@ def _cell(value: Any, form: str) -> str:
     return f"{value * 1e6:.0f}" if form == "micro" else form.format(value)
 
 
-def _counted(outcome: Outcome) -> list[Record]:
+def counted(outcome: Outcome) -> list[Record]:
+    """Return the tasks that figures count: all but the first few."""
     return outcome.records[int(outcome.scenario.warmup * len(outcome.records)) :]
+
+
+def _ideal(outcome: Outcome) -> float:
+    work = sum(record.task.size for record in outcome.records)
+    return work / outcome.scenario.capacity
+
+
+def _tenants(records: Sequence[Record]) -> dict[str, float]:
+    of: dict[str, list[float]] = {}
+    for record in records:
+        if record.task.tenant and record.finished >= 0:
+            of.setdefault(record.task.tenant, []).append(record.latency)
+    return {name: fmean(of[name]) for name in sorted(of)}
 
 
 def _growth(records: Sequence[Record]) -> float:
@@ -182,8 +206,3 @@ def _utilization(outcome: Outcome) -> float:
 
 def _ratio(value: float, by: float) -> float:
     return value / by if by else math.nan
-
-
-def totals(summaries: Mapping[str, Sequence[Summary]]) -> dict[str, Any]:
-    """Return everything for JSON, by scenario."""
-    return {name: [as_dict(each) for each in of] for name, of in summaries.items()}

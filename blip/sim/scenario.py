@@ -12,7 +12,7 @@ import math
 import re
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -77,8 +77,8 @@ class Nodes:
     """``count`` machines of one make, each with ``devices`` alike.
 
     ``told_speed`` is what they advertise (0: the truth). Each offers ``offers`` models, drawn by
-    popularity (0: all), and has the ``resident`` most popular of them loaded at the start. A
-    device reads ``bandwidth`` bytes a second; while it loads, it has ``load_share`` less to give
+    popularity (0: all), and ``resident`` of those are loaded at the start, drawn evenly. A device
+    reads ``bandwidth`` bytes a second; while it loads, it has ``load_share`` less to give
     to what runs. ``throttle`` and ``foreign`` are steps in time: the share of its speed that is
     left, and GiB that other programs hold. With ``tells_health`` the node advertises the former.
     """
@@ -175,6 +175,9 @@ class Scenario:
     nodes: tuple[Nodes, ...]
     tasks: int = 4000
     seed: int = 1
+    #: Runs with seeds one after the other, whose tasks are counted together: where a model lands
+    #: at the start is luck that lasts.
+    repeats: int = 1
     warmup: float = 0.1
     limit: float = 3600.0
     policies: tuple[str, ...] = ("broker", "oracle")
@@ -203,7 +206,7 @@ _NATURAL = (0.0, math.inf, True)
 _SHARE = (0.0, 1.0, True)
 _COUNT = (1.0, math.inf, True)
 _BOUNDS: dict[type, dict[str, tuple[float, float, bool]]] = {
-    Scenario: {"tasks": _COUNT, "warmup": (0.0, 0.9, True), "limit": _POSITIVE},
+    Scenario: {"tasks": _COUNT, "repeats": _COUNT, "warmup": (0.0, 0.9, True), "limit": _POSITIVE},
     Arrivals: {
         "load": _POSITIVE,
         "burst": _COUNT,
@@ -252,7 +255,7 @@ _WORDS: dict[type, dict[str, tuple[str, ...]]] = {
     Scenario: {
         "policies": (
             "broker", "oracle", "round_robin", "random", "least_queue", "power_of_two",
-            "memory_blind", "affinity_blind", "fifo",
+            "memory_blind", "affinity_blind", "fifo", "fifo_drop",
         )
     },
 }  # fmt: skip
@@ -261,6 +264,16 @@ _FOLDERS = (
     Path(__file__).parent / "scenarios",  # installed
     Path(__file__).parents[2] / "configs" / "scenarios",  # a checkout
 )
+
+
+def check_policies(policies: Sequence[str], where: str) -> None:
+    """Raise :class:`~blip.errors.ConfigError` unless each is a policy; ``where`` they stand."""
+    there = _WORDS[Scenario]["policies"]
+    for policy in policies:
+        if policy not in there:
+            raise ConfigError(f"'{where}' is one of {', '.join(there)}, not {policy!r}")
+    if not policies:
+        raise ConfigError(f"'{where}' must not be empty")
 
 
 def names() -> list[str]:
@@ -415,7 +428,7 @@ def _steps(value: Any, where: str) -> Steps:
     problem = ConfigError(f"'{where}' must be a list of [second, value], seconds ascending")
     if not isinstance(value, list):
         raise problem
-    steps = []
+    steps: list[tuple[float, float]] = []
     for pair in value:
         numbers = isinstance(pair, list) and all(type(each) in (int, float) for each in pair)
         if not numbers or len(pair) != 2 or min(pair) < 0 or (steps and pair[0] <= steps[-1][0]):
