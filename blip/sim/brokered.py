@@ -49,9 +49,9 @@ class Brokered(Policy):
     def left(self, node: Node, how: str, now: float) -> None:
         """GOODBYE, or a connection that breaks."""
         if how == "goodbye":
-            self._obey(self.scheduler.node_goodbye(node.id, now))
+            self.obey(self.scheduler.node_goodbye(node.id, now))
         else:
-            self._obey(self.scheduler.node_unreachable(node.id, now))
+            self.obey(self.scheduler.node_unreachable(node.id, now))
 
     def advert(self, node: Node, advert: Advert, now: float) -> None:
         """ADVERT; a node that the broker forgot greets again, as it is told to."""
@@ -59,7 +59,7 @@ class Brokered(Policy):
         if commands is None:
             self.joined(node, now)
             commands = self.scheduler.advert(node.id, advert, now)
-        self._obey(commands or [])
+        self.obey(commands or [])
 
     def place(self, request: Request, now: float) -> None:
         """PLACE."""
@@ -79,7 +79,7 @@ class Brokered(Policy):
         answer = self.scheduler.place(place, GATEWAY, now)
         self.decisions.append(self._stopwatch() - began)
         if answer is not None:
-            self._obey([(GATEWAY, answer)])
+            self.obey([(GATEWAY, answer)])
 
     def ended(self, ended: Ended, now: float) -> None:
         """RELEASE, also of a ticket that is given up."""
@@ -92,13 +92,14 @@ class Brokered(Policy):
             ended.run if learn else 0.0,
             ended.load,
         )
-        self._obey(self.scheduler.release(GATEWAY, release, now))
+        self.obey(self.scheduler.release(GATEWAY, release, now))
 
     def tick(self, now: float) -> None:
         """Let the scheduler draw the consequences of time."""
-        self._obey(self.scheduler.tick(now))
+        self.obey(self.scheduler.tick(now))
 
-    def _obey(self, commands: Iterable[tuple[str, Message]]) -> None:
+    def obey(self, commands: Iterable[tuple[str, Message]]) -> None:
+        """Carry out what the scheduler says: to the gateway, or (ORDER) to a node."""
         for to, message in commands:
             match message:
                 case Grant():

@@ -193,7 +193,8 @@ class Mesh:
             record.finished = self.clock.now
         self._open -= 1
         if not self._open:
-            self.clock.stop()
+            # The last release is still under way.
+            self._after(2, self.clock.stop)
 
     def _tell(self, record: Record, outcome: str, job: Job | None = None) -> None:
         """Let the policy know that an attempt is over."""
