@@ -419,6 +419,41 @@ def demo(
     return demo.demo(keep=keep, port=port, stream=verbose)
 
 
+@app.command()
+def sim(
+    scenario: Annotated[
+        str | None,
+        typer.Argument(metavar="[SCENARIO]", help="A name or a TOML file; without: list them."),
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option("--variant", metavar="NAME", help="Only this variant of it.")
+    ] = None,
+    tasks: Annotated[int | None, typer.Option("--tasks", min=1, help="So many tasks.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same run.")] = None,
+    policies: Annotated[
+        str, typer.Option("--policies", metavar="NAMES", help="Only these, such as broker,oracle.")
+    ] = "",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Where the PNG goes.")
+    ] = None,
+    no_plot: Annotated[bool, typer.Option("--no-plot", help="Only the table.")] = False,
+    json: Json = False,
+) -> int:
+    """Simulate a mesh: the broker's scheduler against other policies, in virtual time."""
+    from blip.sim.main import main
+
+    return main(
+        scenario,
+        variant=variant,
+        tasks=tasks,
+        seed=seed,
+        policies=policies,
+        plot=plot,
+        no_plot=no_plot,
+        as_json=json,
+    )
+
+
 @bench_app.command("overhead")
 def bench_overhead(
     rounds: Annotated[
