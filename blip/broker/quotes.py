@@ -180,6 +180,9 @@ class Quotes:
             others = load + sum(victim.load for victim in eviction.victims)
         elif site.state is State.READY:
             limit += self._settings.prefetch
+        if attempts >= site.slots and site.free_at and room:
+            # One that is bound early cannot be bound better later: not before a slot is nearly free.
+            room = until(site.free_at, now) <= self._settings.prefetch_within
         if attempts >= site.slots or not room:
             queue = site.queue if ahead is None else ahead.get(site, 0.0) / site.slots
             wait = max(wait, until(site.free_at, now) if site.free_at else 0.0) + queue

@@ -32,6 +32,11 @@ class Settings:
     #: Attempts bound to a ready replica beyond its slots. One hides the round trip between two
     #: tasks; more would only take away the freedom to choose late.
     prefetch: int = 1
+    #: ... and only once a slot is predicted to be free within so many seconds: earlier it could
+    #: still turn out better elsewhere. In simulation the 99th percentile with tasks of unknown
+    #: length falls from 1.69 to 1.50 of the oracle's by it, with known ones from 1.18 to 1.01;
+    #: half of it begins to cost where models must be loaded.
+    prefetch_within: float = 0.5
     #: Device memory that stays free: readings lag, and other programs on the machine breathe.
     headroom: int = 256 * MIB
     #: How much one more attempt in a batch slows each of the others. 16 together then take 2.9
@@ -56,7 +61,7 @@ class Settings:
     device_kinds: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("ageing", "patience", "headroom", "crowding", "refusal_pause", "move_cost"):
+        for name in ("ageing", "patience", "headroom", "crowding", "refusal_pause", "move_cost", "prefetch_within"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ConfigError(f"broker setting '{name}' must be 0 or more, not {value!r}")
