@@ -93,6 +93,8 @@ class Quotes:
                 cost = units * _weighed(candidate, candidate.step)
             if site.ready_at > now:
                 cost += site.ready_at - now
+            if site.tickets:
+                cost += site.queue
             seen.append(candidate)
             if cost < least:
                 least, chosen = cost, candidate
@@ -166,6 +168,9 @@ class Quotes:
             limit += self._settings.prefetch
         if attempts >= site.slots or not room:
             wait = max(wait, until(site.free_at, now) if site.free_at else 0.0) + site.queue
+        elif site.tickets and claimant is None:
+            # It is the turn of those who wait for it already.
+            wait = max(wait, site.queue)
         if site.state is State.LOADING:
             load = max(0.0, site.ready_at - now - wait)
         slowdown = 1.0 if eviction.drain else site.slowdown(self._settings.crowding)
