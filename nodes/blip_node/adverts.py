@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from blip.protocol import messages
+from blip.protocol import messages, ranking
 from blip_node.capacity import Capacity, Reading
 from blip_node.catalogue import Catalogue
 from blip_node.executions import Executions
@@ -22,20 +22,37 @@ def advert(
     executions: Executions,
     speed: float,
     bandwidth: Mapping[str, float],
+    benchmarks: Mapping[str, Mapping[str, float]],
 ) -> messages.Advert:
-    """State everything a broker plans with. ``bandwidth`` is measured bytes a second by device."""
+    """State everything a broker plans with. ``bandwidth`` is measured bytes a second by device,
+    ``benchmarks`` what :mod:`blip_node.measurements` found.
+    """
     gpu = any(reading.info.gpu for reading in capacity.readings)
     return messages.Advert(
         number,
         draining,
-        [_device(reading, speed, bandwidth) for reading in capacity.readings],
+        [
+            _device(
+                reading,
+                speed,
+                bandwidth,
+                benchmark=benchmarks.get(reading.info.id, {}),
+            )
+            for reading in capacity.readings
+        ],
         catalogue.adverts(now, gpu=gpu),
         [replica.advert(now) for replica in replicas],
         executions.running(),
     )
 
 
-def _device(reading: Reading, speed: float, bandwidth: Mapping[str, float]) -> messages.Device:
+def _device(
+    reading: Reading,
+    speed: float,
+    bandwidth: Mapping[str, float],
+    *,
+    benchmark: Mapping[str, float],
+) -> messages.Device:
     info, sample = reading.info, reading.sample
     total = info.memory_total or 0
     free = sample.memory_free if sample is not None else None
@@ -49,8 +66,16 @@ def _device(reading: Reading, speed: float, bandwidth: Mapping[str, float]) -> m
         sample.utilization if sample is not None else None,
         sample.temperature if sample is not None else None,
         sample.power if sample is not None else None,
-        info.speed or speed,
+        _speed(info.speed, speed, benchmark),
         bandwidth.get(info.id),
         0.0 if reading.fault else 1.0,
         reading.age or 0.0,
+        benchmark=dict(benchmark),
     )
+
+
+def _speed(of_device: float | None, of_node: float, benchmark: Mapping[str, float]) -> float:
+    """Return a device's speed: what its owner says, else what was measured, else 1."""
+    if of_device is not None:
+        return of_device
+    return of_node if of_node != 1.0 else ranking.speed(benchmark) or 1.0

@@ -37,6 +37,7 @@ from blip_node.adverts import advert
 from blip_node.capacity import Monitor, Provider, Reading
 from blip_node.catalogue import Catalogue
 from blip_node.executions import Execution, Executions, State
+from blip_node.measurements import Measurements, Store
 from blip_node.replicas import Place, Replicas
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Agent:
         catalogue: Catalogue,
         place: Place,
         liveness: Liveness | None = None,
+        benchmarks: Store | None = None,
     ) -> None:
         self.identity = identity
         self._context = context
@@ -86,6 +88,9 @@ class Agent:
         self._executions = Executions()
         self._replicas = Replicas(self, place)
         self._monitor = Monitor(providers, changed=self._changed, loop=self._loop)
+        self._measurements = None
+        if benchmarks is not None:
+            self._measurements = Measurements(benchmarks, self.changed)
         self._listener = Listener(context, binds, self._welcome, self._on_peer, data=True)
         self._brokers: dict[str, Dialer] = {}
         self._numbers = itertools.count(1)
@@ -148,6 +153,8 @@ class Agent:
         for dialer in self._brokers.values():
             dialer.close("leaving", "the node is shutting down")
         self._brokers.clear()
+        if self._measurements is not None:
+            await self._measurements.close()
         await self._replicas.close()
         await asyncio.to_thread(self._monitor.close)
 
@@ -213,7 +220,7 @@ class Agent:
             self._soon = None
         now = self._now()
         self._advertised = now
-        self._monitor.own_pids = self._replicas.pids
+        self._monitor.own_pids = self._own_pids()
         self._capacity = self._monitor.capacity()
         ready = [dialer for dialer in self._brokers.values() if dialer.ready]
         if not ready:
@@ -228,6 +235,7 @@ class Agent:
             executions=self._executions,
             speed=self._place.speed,
             bandwidth=self._replicas.bandwidth,
+            benchmarks=self._measurements.figures if self._measurements is not None else {},
         )
         for dialer in ready:
             dialer.send(statement)
@@ -242,8 +250,20 @@ class Agent:
             self.failed(execution, DeadlineExceeded("the deadline passed while it waited"))
         if now - self._advertised >= self._liveness.heartbeat - TICK / 2:
             self._advertise()
+        if self._measurements is not None:
+            self._measurements.step(self._capacity.readings, self._idle_device)
         if self._beat is not None:
             self._beat = self._loop.call_later(TICK, self._tick)
+
+    def _idle_device(self, device: str) -> bool:
+        """Whether nothing of ours runs, loads or waits on a device."""
+        return not self._draining and all(
+            replica.idle or replica.state.value == "failed" for replica in self._replicas.on(device)
+        )
+
+    def _own_pids(self) -> frozenset[int]:
+        pids = self._replicas.pids
+        return pids if self._measurements is None else pids | self._measurements.pids
 
     # --- gateways ---------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from blip.transport.host import host_id, reachable
 from blip_node import capacity
 from blip_node.agent import Agent, Identity
 from blip_node.catalogue import Catalogue
+from blip_node.measurements import Store as BenchmarkStore
 from blip_node.models.find import found
 from blip_node.models.spec import ModelSpec
 from blip_node.replicas import Place
@@ -88,6 +89,7 @@ async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
                 max(1, (os.cpu_count() or 1) // max(1, len(config.models))),
             ),
             liveness=Liveness(limits.heartbeat, limits.suspect_after, limits.lost_after),
+            benchmarks=BenchmarkStore(config.node.data_dir) if config.node.benchmark else None,
         )
         await agent.start([each for each, model in config.models.items() if model.preload])
         store = await Store.open_if_there(
