@@ -45,7 +45,7 @@ BUSY = 0.5
 
 #: Seconds after that from which a processor is measured however busy: some never rest, and the best
 #: of several runs is about right all the same. A GPU waits, for its owner's game ends some day.
-PATIENCE = 30.0
+PATIENCE = 10.0
 
 #: Longest reason that is logged.
 REASON = 300
