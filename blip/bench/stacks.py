@@ -108,6 +108,7 @@ def _settings(home: Path, key: str) -> Config:
             "node.cpu": "on",
             "node.nvml": False,
             "node.find_models": False,
+            "node.benchmark": False,
             "models.echo.source": "builtin:echo",
             "models.echo.preload": True,
         },

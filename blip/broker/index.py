@@ -112,7 +112,9 @@ class Index:
             for device in node.devices.values():
                 for site in device.sites.values():
                     for candidate in site.candidates:
-                        self.rerate(candidate)
+                        lane = candidate.kind, site.model.name
+                        if self._rates.moved.get(lane, 0) > node.rated:
+                            self.rerate(candidate)
         node.rated = self._rates.version
         if rebuild:
             models = {model.name: model for model in advert.models}

@@ -82,6 +82,7 @@ class Quotes:
         those that would have, but for what the attempt requires or the room there is.
         """
         units, picky = demand.units, demand.picky
+        congestion = self._settings.congestion
         least = math.inf
         chosen: Candidate | None = None
         for key, _, candidate in group.open:
@@ -97,6 +98,8 @@ class Quotes:
                 cost = units * _weighed(candidate, candidate.step)
             if site.ready_at > now:
                 cost += site.ready_at - now
+            if site.tickets:
+                cost += (1 + congestion) * site.queue
             seen.append(candidate)
             if cost < least:
                 least, chosen = cost, candidate
@@ -109,7 +112,7 @@ class Quotes:
                 barred.append(candidate)
                 continue
             start = max(until(site.free_at, now) + site.queue, site.ready_at - now)
-            cost = start + units * _weighed(candidate, candidate.rate)
+            cost = start + units * _weighed(candidate, candidate.rate) + congestion * site.queue
             seen.append(candidate)
             if cost < least:
                 least, chosen = cost, candidate
@@ -131,6 +134,15 @@ class Quotes:
         if best is None and chosen is not None:
             best = self.quote(chosen, units, now)
         return best
+
+    def vacant(self, group: Group, demand: Demand, now: float) -> Quote | None:
+        """Return the fastest candidate that could begin at once, whatever else may be better."""
+        for _, _, candidate in group.open:
+            if not candidate.site.tickets and not demand.bars(candidate.site.device):
+                quote = self.quote(candidate, demand.units, now)
+                if quote is not None and quote.room:
+                    return quote
+        return None
 
     def quickest(
         self, group: Group, demand: Demand, now: float, ahead: Mapping[Site, float]
@@ -181,11 +193,15 @@ class Quotes:
         elif site.state is State.READY:
             limit += self._settings.prefetch
         if attempts >= site.slots and site.free_at and room:
-            # One that is bound early cannot be bound better later: not before a slot is nearly free.
+            # What is bound cannot be bound better later: not before a slot is nearly free.
             room = until(site.free_at, now) <= self._settings.prefetch_within
-        if attempts >= site.slots or not room:
+        queue = 0.0
+        if site.tickets:
             queue = site.queue if ahead is None else ahead.get(site, 0.0) / site.slots
+        if attempts >= site.slots or not room:
             wait = max(wait, until(site.free_at, now) if site.free_at else 0.0) + queue
+        elif queue:
+            wait = max(wait, queue)
         if site.state is State.LOADING:
             load = max(0.0, site.ready_at - now - wait)
         slowdown = 1.0 if eviction.drain else site.slowdown(self._settings.crowding)
@@ -199,7 +215,7 @@ class Quotes:
             wait,
             service,
             load,
-            others + service - alone + risk,
+            others + service - alone + risk + self._settings.congestion * queue,
             slowdown,
             room and attempts < limit,
             eviction.drain,

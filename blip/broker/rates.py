@@ -117,8 +117,10 @@ class Rates:
 
     def __init__(self, limit: int = 100_000) -> None:
         self.limit = limit
-        #: Rises when estimates for devices that never ran a model moved notably.
+        #: Rises when estimates for devices that never ran a model moved notably, and where it
+        #: stood when those of a (kind, model) last did.
         self.version = 0
+        self.moved: dict[tuple[str, str], int] = {}
         self._devices: dict[tuple[str, str, DeviceKey], Estimate] = {}
         #: At speed 1.
         self._models: dict[tuple[str, str], Estimate] = {}
@@ -180,14 +182,18 @@ class Rates:
         general = self._models.get((kind, model))
         if general is None:
             self._models[kind, model] = Estimate(math.log(at_one), told=math.log(at_one))
-            self.version += 1
+            self._news(kind, model)
             return True
         general.add(at_one)
         moved = abs(general.log - general.told)
         if moved > math.log(NEWS_FACTOR):
             general.told = general.log
-            self.version += 1
+            self._news(kind, model)
         return moved > math.log(ALARM_FACTOR)
+
+    def _news(self, kind: str, model: str) -> None:
+        self.version += 1
+        self.moved[kind, model] = self.version
 
     def load_seconds(self, device: DeviceKey, size: int, advertised: float | None) -> float:
         """Predict the seconds until a model of ``size`` bytes is loaded on an idle device.

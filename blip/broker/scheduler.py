@@ -13,6 +13,7 @@ gains by it takes it, whether or not that was the plan; every tick makes the pla
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import Any
 
@@ -197,6 +198,10 @@ class Scheduler:
             if quote.room and not quote.candidate.site.tickets:
                 return self._grant(place, gateway, demand, quote, now, found)
         if self.tickets.full(place.priority):
+            # Waiting for the best is not to be had: what is free will do.
+            vacant = self._vacant(demand, left, now)
+            if vacant is not None:
+                return self._grant(place, gateway, demand, vacant, now, found)
             patience = self.registry.liveness.lost_after
             error = refusals.overloaded(len(self.tickets), quote, patience)
             return self._deny(place, error, now, found)
@@ -302,6 +307,14 @@ class Scheduler:
         compared = () if quote is None else self._compare(quote, seen, demand.units, now)
         return quote, search(group, demand, compared, len(seen), barred)
 
+    def _vacant(self, demand: Demand, left: float, now: float) -> Quote | None:
+        """Return what could begin at once and be done in time."""
+        group = self.index.groups.get(demand.lane)
+        quote = None if group is None else self._quotes.vacant(group, demand, now)
+        if quote is None or self._earliest(demand.lane, quote) > left:
+            return None
+        return quote
+
     def _earliest(self, lane: Lane, quote: Quote) -> float:
         """Seconds until it is done, as far as known: nobody is refused on a first guess."""
         return quote.finish if self.rates.knows(*lane) else quote.wait
@@ -380,6 +393,7 @@ class Scheduler:
         ticket.site, ticket.seconds = site, quote.service
         ticket.cost, ticket.planned_at = quote.cost, now
         self.index.plan(site, ticket.seconds)
+        insort(site.device.plans, (ticket.rank, ticket.number, ticket))
         if quote.drain and site.device.claim is None and self._may_claim(ticket, quote, now):
             ticket.claim = site.device
             self.index.claim(site.device, ticket.key, now + quote.finish)
@@ -411,6 +425,8 @@ class Scheduler:
             ticket.claim = None
         if ticket.site is not None:
             self.index.unplan(ticket.site, ticket.seconds)
+            plans = ticket.site.device.plans
+            del plans[bisect_left(plans, (ticket.rank, ticket.number, ticket))]
             ticket.site, ticket.cost = None, math.inf
 
     def _dequeue(self, ticket: Ticket) -> None:
@@ -424,31 +440,64 @@ class Scheduler:
         commands: list[Command] = []
         while self._freed and self.tickets:
             device, _ = self._freed.popitem()
-            key = device.key
-            candidates: dict[Lane, Candidate] = {}
-            for lane in self.tickets.lanes():
-                group = self.index.groups.get(lane)
-                candidate = None if group is None else group.members.get(key)
-                if candidate is not None and candidate.shelf is not None:
-                    candidates[lane] = candidate
-            width = len(self.ledger)
-            window = self.tickets.first_of(candidates, self.settings.lookahead, width)
-            for ticket in window:
-                grant = self._offer(candidates[ticket.lane], ticket, now)
-                if grant is not None:
-                    commands.append((ticket.gateway, grant))
-                    # Those beyond the window have moved up.
-                    self._freed[device] = None
+            while True:
+                served = self._fill(device, now)
+                commands += served
+                if not served:
+                    break  # else those beyond the window have moved up
         self._freed.clear()
+        return commands
+
+    def _fill(self, device: DeviceRecord, now: float) -> list[Command]:
+        """Offer one device to the first tickets for it, and to those that are planned there.
+
+        A ticket whose plan is elsewhere may decline. If as many as are looked at do, others still
+        wait for this device and no other: they are behind in rank, and nobody is before them here.
+        """
+        key = device.key
+        candidates: dict[Lane, Candidate] = {}
+        for lane in self.tickets.lanes():
+            group = self.index.groups.get(lane)
+            candidate = None if group is None else group.members.get(key)
+            if candidate is not None and candidate.shelf is not None and self._takes(candidate):
+                candidates[lane] = candidate
+        if not candidates:
+            return []
+        lookahead = self.settings.lookahead
+        window = self.tickets.first_of(candidates, lookahead, len(self.ledger))
+        commands = self._offer_all(window, candidates, now)
+        if not commands and device.plans:
+            planned = [ticket for _, _, ticket in device.plans[:lookahead]]
+            commands = self._offer_all(planned, candidates, now)
+        return commands
+
+    def _takes(self, candidate: Candidate) -> bool:
+        """Whether one more attempt may be bound there at all."""
+        site = candidate.site
+        return site.account.load < site.slots + self.settings.prefetch
+
+    def _offer_all(
+        self, tickets: Iterable[Ticket], candidates: dict[Lane, Candidate], now: float
+    ) -> list[Command]:
+        """Offer candidates to tickets in turn, until all have been asked or nothing is left."""
+        commands: list[Command] = []
+        for ticket in tickets:
+            candidate = candidates.get(ticket.lane)
+            if candidate is None:
+                continue
+            grant = self._offer(candidate, ticket, now)
+            if grant is not None:
+                commands.append((ticket.gateway, grant))
+                if not self._takes(candidate):
+                    del candidates[ticket.lane]
+                    if not candidates:
+                        break
         return commands
 
     def _offer(self, candidate: Candidate, ticket: Ticket, now: float) -> Grant | None:
         """Grant a candidate to a ticket if it has room and the ticket gains by it."""
         site = candidate.site
-        device = site.device
-        if site.account.load >= site.slots + self.settings.prefetch:
-            return None
-        if ticket.demand.bars(device):
+        if ticket.demand.bars(site.device):
             return None
         elsewhere = math.inf
         if ticket.site is not site:
@@ -467,12 +516,17 @@ class Scheduler:
     def _promote(
         self, ticket: Ticket, quote: Quote, now: float, found: Search | None = None
     ) -> Grant:
-        """Turn a ticket into a lease."""
+        """Turn a ticket into a lease.
+
+        Others that plan to run there weighed when it was offered; it will not wait for them.
+        """
         found = (
             search(quote.candidate.group, ticket.demand, (quote,), 1, ())
             if found is None
             else found
         )
+        candidate, units = quote.candidate, ticket.demand.units
+        quote = self._quotes.quote(candidate, units, now, ticket.key, ahead={}) or quote
         self._dequeue(ticket)
         return self._grant(ticket.place, ticket.gateway, ticket.demand, quote, now, found)
 

@@ -20,13 +20,18 @@ instead of weighing every device of the mesh. :mod:`blip.broker.index` writes th
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from blip.broker.ledger import Account, Key
 from blip.broker.rates import DeviceKey
 from blip.broker.registry import NodeRecord
 from blip.protocol.messages import Device, Model
+
+if TYPE_CHECKING:
+    from blip.broker.tickets import Ticket  # it imports this module
 
 #: What a task asks for: ``(kind, model)``.
 Lane = tuple[str, str]
@@ -60,6 +65,8 @@ class DeviceRecord:
     leaving: int = 0
     #: When a lease of ours last caused a model to be loaded.
     loaded_at: float = -math.inf
+    #: Tickets that plan to run on it, by rank and number.
+    plans: list[tuple[float, int, Ticket]] = field(default_factory=list)
     #: Whether it fails requirements that were asked lately; see :meth:`Demand.bars`.
     verdicts: dict[str, bool] = field(default_factory=dict)
     #: The ticket that waits for this device to drain, and when it is done if all goes well.
@@ -205,7 +212,8 @@ class Group:
     cold: list[Entry] = field(default_factory=list)
     #: ``open``, ``full`` and ``cold``, by number.
     shelves: tuple[list[Entry], ...] = ()
-    _fastest: float | None = None
+    #: Their rates, ascending: the most popular model of a large mesh is on thousands of devices.
+    rates: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.shelves = (self.open, self.full, self.cold)
@@ -213,11 +221,13 @@ class Group:
     @property
     def fastest(self) -> float:
         """The least seconds a unit among the members: no prediction is below it."""
-        if self._fastest is None:
-            self._fastest = min((c.rate for c in self.members.values()), default=0.0)
-        return self._fastest
+        return self.rates[0] if self.rates else 0.0
 
     def changed_rate(self, old: float, new: float) -> None:
-        """Keep ``fastest`` right when a member's rate changed, or (infinite) it went."""
-        if self._fastest is None or new < self._fastest or old <= self._fastest:
-            self._fastest = None
+        """Keep ``fastest`` right when a member's rate changed: from 0 if it has just come, to
+        infinity if it goes.
+        """
+        if old > 0:
+            del self.rates[bisect_left(self.rates, old)]
+        if new < math.inf:
+            insort(self.rates, new)

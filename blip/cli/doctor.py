@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import re
 import shutil
@@ -60,6 +61,7 @@ def examine(file: Path | None, sets: Sequence[str] | None) -> Iterator[Finding]:
     config = loaded.config
     checks: tuple[Callable[[Config], Iterator[Finding]], ...] = (
         check_gpus,
+        check_benchmarks,
         check_store,
         check_ports,
         check_models,
@@ -155,6 +157,19 @@ def check_gpus(config: Config) -> Iterator[Finding]:
         yield Finding("warn", "gpu", f"the driver does not answer: {error}", "Run nvidia-smi.")
     finally:
         pynvml.nvmlShutdown()
+
+
+def check_benchmarks(config: Config) -> Iterator[Finding]:
+    """Show what nodes measured their devices to do, as they stored it."""
+    from blip.protocol import ranking
+
+    try:
+        found = json.loads((config.node.data_dir / "benchmarks.json").read_text(encoding="utf-8"))
+        described = {key: ranking.describe(figures) for key, figures in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return  # not measured yet, or about to be measured anew
+    for key, text in described.items():
+        yield Finding("ok", "benchmark", f"{key}: {text}")
 
 
 def check_store(config: Config) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from blip.protocol import messages
+from blip.protocol import messages, ranking
 from blip_node.capacity import Capacity, Reading
 from blip_node.capacity.metrics import metrics
 from blip_node.catalogue import Catalogue
@@ -25,17 +25,25 @@ def advert(
     speed: float,
     bandwidth: Mapping[str, float],
     standings: Mapping[str, Standing],
+    benchmarks: Mapping[str, Mapping[str, float]],
 ) -> messages.Advert:
     """State everything a broker plans with.
 
-    ``bandwidth`` is measured bytes a second by device; ``standings`` has every device.
+    ``bandwidth`` is measured bytes a second by device; ``standings`` has every device;
+    ``benchmarks`` is what :mod:`blip_node.measurements` found.
     """
     gpu = any(reading.info.gpu for reading in capacity.readings)
     return messages.Advert(
         number,
         draining,
         [
-            _device(reading, speed, bandwidth, standings[reading.info.id])
+            _device(
+                reading,
+                speed,
+                bandwidth,
+                standing=standings[reading.info.id],
+                benchmark=benchmarks.get(reading.info.id, {}),
+            )
             for reading in capacity.readings
         ],
         catalogue.adverts(now, gpu=gpu),
@@ -48,7 +56,9 @@ def _device(
     reading: Reading,
     speed: float,
     bandwidth: Mapping[str, float],
+    *,
     standing: Standing,
+    benchmark: Mapping[str, float],
 ) -> messages.Device:
     info, sample = reading.info, reading.sample
     total = info.memory_total or 0
@@ -63,7 +73,7 @@ def _device(
         sample.utilization if sample is not None else None,
         sample.temperature if sample is not None else None,
         sample.power if sample is not None else None,
-        info.speed or speed,
+        _speed(info.speed, speed, benchmark),
         bandwidth.get(info.id),
         ours=sample.own_memory if sample is not None else None,
         foreign=sample.foreign_memory if sample is not None else None,
@@ -72,4 +82,12 @@ def _device(
         age=reading.age or 0.0,
         state=standing.word,
         reason=standing.reason,
+        benchmark=dict(benchmark),
     )
+
+
+def _speed(of_device: float | None, of_node: float, benchmark: Mapping[str, float]) -> float:
+    """Return a device's speed: what its owner says, else what was measured, else 1."""
+    if of_device is not None:
+        return of_device
+    return of_node if of_node != 1.0 else ranking.speed(benchmark) or 1.0

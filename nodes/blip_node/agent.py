@@ -44,6 +44,7 @@ from blip_node.capacity import Monitor, Provider, Reading
 from blip_node.catalogue import Catalogue
 from blip_node.cordons import Cordons
 from blip_node.executions import Execution, Executions, State
+from blip_node.measurements import Measurements, Store
 from blip_node.orders import Orders
 from blip_node.replicas import Place, Replicas
 from blip_node.warden import Manners, Warden
@@ -85,6 +86,7 @@ class Agent:
         manners: Manners,
         cordons: Cordons,
         liveness: Liveness | None = None,
+        benchmarks: Store | None = None,
     ) -> None:
         self.identity = identity
         self._context = context
@@ -106,6 +108,9 @@ class Agent:
         )
         self._orders = Orders(self._warden, identity.name)
         self._monitor = Monitor(providers, changed=self._changed, loop=self._loop)
+        self._measurements = None
+        if benchmarks is not None:
+            self._measurements = Measurements(benchmarks, self.changed)
         self._listener = Listener(context, binds, self._welcome, self._on_peer, data=True)
         self._brokers: dict[str, Dialer] = {}
         self._numbers = itertools.count(1)
@@ -171,6 +176,8 @@ class Agent:
         for dialer in self._brokers.values():
             dialer.close("leaving", "the node is shutting down")
         self._brokers.clear()
+        if self._measurements is not None:
+            await self._measurements.close()
         await self._replicas.close()
         await asyncio.to_thread(self._monitor.close)
 
@@ -243,7 +250,7 @@ class Agent:
 
     def _look(self) -> None:
         """See how the devices are, and do what follows from that."""
-        self._monitor.own_pids = self._replicas.pids
+        self._monitor.own_pids = self._own_pids()
         self._capacity = self._monitor.capacity()
         if not self._closing:
             self._warden.step(self._capacity)
@@ -270,6 +277,7 @@ class Agent:
             speed=self._place.speed,
             bandwidth=self._replicas.bandwidth,
             standings=self._warden.standings,
+            benchmarks=self._measurements.figures if self._measurements is not None else {},
         )
         for dialer in ready:
             dialer.send(statement)
@@ -287,6 +295,18 @@ class Agent:
         self._look()
         if now - self._advertised >= self._liveness.heartbeat - TICK / 2:
             self.advertise()
+        if self._measurements is not None:
+            self._measurements.step(self._capacity.readings, self._idle_device)
+
+    def _idle_device(self, device: str) -> bool:
+        """Whether nothing of ours runs, loads or waits on a device."""
+        return not self._draining and all(
+            replica.idle or replica.state.value == "failed" for replica in self._replicas.on(device)
+        )
+
+    def _own_pids(self) -> frozenset[int]:
+        pids = self._replicas.pids
+        return pids if self._measurements is None else pids | self._measurements.pids
 
     # --- gateways ---------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from blip_node.capacity.neighbour import Limits
 from blip_node.capacity.schedule import parse
 from blip_node.catalogue import Catalogue
 from blip_node.cordons import Cordons
+from blip_node.measurements import Store as BenchmarkStore
 from blip_node.models.find import found
 from blip_node.models.spec import ModelSpec
 from blip_node.replicas import Place
@@ -106,6 +107,7 @@ async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
             manners=manners,
             cordons=cordons,
             liveness=Liveness(limits.heartbeat, limits.suspect_after, limits.lost_after),
+            benchmarks=BenchmarkStore(config.node.data_dir) if config.node.benchmark else None,
         )
         await agent.start([each for each, model in config.models.items() if model.preload])
         store = await Store.open_if_there(

@@ -90,6 +90,7 @@ class Rig:
 
     async def __aenter__(self) -> Rig:
         self._folder = tempfile.TemporaryDirectory(prefix="blip-rig-")
+        self.folder = self._folder.name
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         await self.start_broker()
         self.dispatcher = Dispatcher(
@@ -173,6 +174,7 @@ class Rig:
                     "brokers": [self.endpoint],
                     "find_models": False,
                     "nvml": False,
+                    "benchmark": False,
                     **self._node,
                     **node,
                 },

@@ -35,6 +35,7 @@ ECHO: dict[str, Any] = {
     "node.cpu": "on",
     "node.nvml": False,
     "node.find_models": False,
+    "node.benchmark": False,
 }
 
 

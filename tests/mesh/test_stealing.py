@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
+from blip.broker.settings import Settings
 from blip.kinds.echo import EchoInput
 from tests.mesh.rig import Rig
+
+#: Binds one ahead however long it has to wait.
+EAGER = Settings(prefetch_within=600.0)
 
 ONE_SLOT = {"echo": {"source": "builtin:echo", "preload": True, "slots": 1}}
 
 
 async def test_a_task_that_waits_moves_to_a_node_that_joins() -> None:
-    async with Rig(nodes=1, models=ONE_SLOT) as rig:
+    async with Rig(nodes=1, models=ONE_SLOT, settings=EAGER) as rig:
         long = rig.call("echo", "echo", EchoInput(text="long", work=12.0))
         # with a stamp the answer says when it was made, and once only
         short = rig.call("echo", "echo", EchoInput(stamp=True, work=0.2))
@@ -31,7 +35,7 @@ async def test_a_task_that_waits_moves_to_a_node_that_joins() -> None:
 
 
 async def test_a_backlog_drains_over_nodes_that_join() -> None:
-    async with Rig(nodes=1, models=ONE_SLOT) as rig:
+    async with Rig(nodes=1, models=ONE_SLOT, settings=EAGER) as rig:
         calls = [rig.call("echo", "echo", EchoInput(stamp=True, work=0.5)) for _ in range(12)]
         await rig.start_node("node-2")
         await rig.start_node("node-3")

@@ -203,6 +203,7 @@ def test_adverts_carry_them_with_ours_and_foreign() -> None:
         executions=Executions(),
         speed=1.0,
         bandwidth={},
+        benchmarks={},
         standings={
             id: Standing(id, Neighbour(Policy.OFF, Limits(1, 1.0))) for id in (INFO.id, "other")
         },

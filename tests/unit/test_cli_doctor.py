@@ -127,6 +127,19 @@ def test_gpus_that_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert levels(doctor.check_gpus(config())) == ["warn"]
 
 
+def test_benchmarks(tmp_path: Path) -> None:
+    mine = config(node__data_dir=str(tmp_path))
+    file = tmp_path / "benchmarks.json"
+    assert list(doctor.check_benchmarks(mine)) == []
+    for text in ("", "[]", '{"cpu": 3}', '{"cpu": {"decode": "fast"}}'):
+        file.write_text(text)
+        assert list(doctor.check_benchmarks(mine)) == []
+    file.write_text('{"cpu | torch 2": {"decode": 3.2e11, "fp32": 2.5e13}}')
+    (finding,) = doctor.check_benchmarks(mine)
+    text = "cpu | torch 2: speed 1, weights 320 GB/s, fp32 25 TFLOP/s"
+    assert finding == Finding("ok", "benchmark", text)
+
+
 def test_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert levels(doctor.check_store(config())) == ["ok"]
     monkeypatch.setenv("BLIP_REDIS_SERVER_BIN", str(tmp_path))

@@ -235,7 +235,8 @@ def test_a_mesh_where_nothing_goes_wrong() -> None:
     mesh.run(20.0)
     assert [outcome(call) for call in calls] == ["done"] * 12
     assert len(mesh.broker.ledger) == 0
-    assert all(call.task.place.attempt == 1 for call in calls)
+    # one that waits may be moved to a node that idles
+    assert all((call.task.failures, call.task.refusals) == (0, 0) for call in calls)
 
 
 def test_a_mesh_without_its_broker_goes_on() -> None:
