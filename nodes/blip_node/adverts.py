@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from blip.protocol import messages
 from blip_node.capacity import Capacity, Reading
@@ -22,20 +22,41 @@ def advert(
     executions: Executions,
     speed: float,
     bandwidth: Mapping[str, float],
+    held: Callable[[str], int],
+    reserved: Callable[[str], int],
 ) -> messages.Advert:
-    """State everything a broker plans with. ``bandwidth`` is measured bytes a second by device."""
+    """State everything a broker plans with. ``bandwidth`` is measured bytes a second by device.
+
+    ``held`` and ``reserved`` are the bytes that replicas take on a device, and will take.
+    """
     gpu = any(reading.info.gpu for reading in capacity.readings)
     return messages.Advert(
         number,
         draining,
-        [_device(reading, speed, bandwidth) for reading in capacity.readings],
+        [
+            _device(
+                reading,
+                speed,
+                bandwidth,
+                held=held(reading.info.id),
+                reserved=reserved(reading.info.id),
+            )
+            for reading in capacity.readings
+        ],
         catalogue.adverts(now, gpu=gpu),
         [replica.advert(now) for replica in replicas],
         executions.running(),
     )
 
 
-def _device(reading: Reading, speed: float, bandwidth: Mapping[str, float]) -> messages.Device:
+def _device(
+    reading: Reading,
+    speed: float,
+    bandwidth: Mapping[str, float],
+    *,
+    held: int,
+    reserved: int,
+) -> messages.Device:
     info, sample = reading.info, reading.sample
     total = info.memory_total or 0
     free = sample.memory_free if sample is not None else None
@@ -44,8 +65,8 @@ def _device(reading: Reading, speed: float, bandwidth: Mapping[str, float]) -> m
         info.vendor,
         info.name,
         total,
-        # a device that does not tell (a configured one) is taken at its word
-        total if free is None else free,
+        # a device that does not tell (a configured one) is kept account of
+        max(0, total - held) if free is None else free,
         sample.utilization if sample is not None else None,
         sample.temperature if sample is not None else None,
         sample.power if sample is not None else None,
@@ -53,4 +74,6 @@ def _device(reading: Reading, speed: float, bandwidth: Mapping[str, float]) -> m
         bandwidth.get(info.id),
         0.0 if reading.fault else 1.0,
         reading.age or 0.0,
+        reserved=reserved,
+        ours=held if free is None else None,
     )

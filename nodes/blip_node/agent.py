@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import zmq
@@ -26,17 +27,20 @@ from blip.protocol.messages import (
     Hello,
     Info,
     Message,
+    Order,
+    Ordered,
     Stats,
     Submit,
     Welcome,
 )
 from blip.transport.host import host_id
 from blip.transport.links import Dialer, Listener, Peer
-from blip_node.admission import decide, fit
+from blip_node.admission import decide
 from blip_node.adverts import advert
 from blip_node.capacity import Monitor, Provider, Reading
 from blip_node.catalogue import Catalogue
 from blip_node.executions import Execution, Executions, State
+from blip_node.loads import Loads
 from blip_node.replicas import Place, Replicas
 
 log = logging.getLogger(__name__)
@@ -84,8 +88,21 @@ class Agent:
         self._catalogue = catalogue
         self._place = place
         self._executions = Executions()
-        self._replicas = Replicas(self, place)
         self._monitor = Monitor(providers, changed=self._changed, loop=self._loop)
+        self._replicas = Replicas(
+            self,
+            place,
+            catalogue.footprints,
+            lambda device: self._monitor.capacity().get(device),
+        )
+        self._loads = Loads(
+            catalogue,
+            self._replicas,
+            lambda: self._monitor.capacity().readings,
+            self._why_not,
+            self._now,
+            place.speed,
+        )
         self._listener = Listener(context, binds, self._welcome, self._on_peer, data=True)
         self._brokers: dict[str, Dialer] = {}
         self._numbers = itertools.count(1)
@@ -159,8 +176,12 @@ class Agent:
         if not readings:  # the providers are still looking
             self._loop.call_later(TICK, self._preload, name)
             return
-        best = max(readings, key=lambda reading: _free(reading) or 0)
-        self._replicas.load(entry, best)
+        self.order_load(Order(0, "load", model=name), lambda said: self._preloaded(name, said))
+
+    @staticmethod
+    def _preloaded(name: str, said: Ordered) -> None:
+        if said.state == "failed":
+            log.error("'%s' could not be loaded at the start: %s", name, said.text)
 
     # --- the broker -------------------------------------------------------------------------
 
@@ -197,6 +218,12 @@ class Agent:
         )
 
     def changed(self) -> None:
+        """A replica has changed: memory came or went, and someone may have ordered it."""
+        self._monitor.refresh()
+        self._loads.check()
+        self._hasten()
+
+    def _hasten(self) -> None:
         """Advertise soon: something that placement should know has changed."""
         if self._soon is None and self._beat is not None:
             wait = max(0.0, self._advertised + CHANGE_GAP - self._now())
@@ -205,7 +232,7 @@ class Agent:
     def _changed(self) -> None:
         """The monitor has seen something that placement should know."""
         self._capacity = self._monitor.capacity()
-        self.changed()
+        self._hasten()
 
     def _advertise(self) -> None:
         if self._soon is not None:
@@ -228,6 +255,8 @@ class Agent:
             executions=self._executions,
             speed=self._place.speed,
             bandwidth=self._replicas.bandwidth,
+            held=self._replicas.held,
+            reserved=self._replicas.reserved,
         )
         for dialer in ready:
             dialer.send(statement)
@@ -240,6 +269,8 @@ class Agent:
         for execution in self._executions.expired(now):
             self._replicas.cancel(execution)
             self.failed(execution, DeadlineExceeded("the deadline passed while it waited"))
+        self._replicas.tick(now)
+        self._loads.check()
         if now - self._advertised >= self._liveness.heartbeat - TICK / 2:
             self._advertise()
         if self._beat is not None:
@@ -266,6 +297,8 @@ class Agent:
                 self._credit(event)
             case Cancel():
                 self._cancel(peer, event)
+            case Order():
+                self._order(peer, event)
             case Lost():
                 for execution in self._executions.of(peer):
                     self._stop(execution)
@@ -285,11 +318,8 @@ class Agent:
         reading = self._capacity.get(submit.device)
         replica = self._replicas.get(submit.model, submit.device)
         room = None
-        if replica is None and entry is not None and reading is not None:
-            others = self._replicas.on(submit.device)
-            reserved = self._replicas.reserved(submit.device)
-            need = entry.memory(gpu=reading.info.gpu)
-            room = fit(need, _free(reading), reserved, others)
+        if entry is not None and reading is not None:
+            room = self._replicas.room(entry, reading)
         refusal = decide(
             submit,
             now=now,
@@ -300,6 +330,7 @@ class Agent:
             device_fault=reading.fault if reading is not None else None,
             replica=replica,
             room=room,
+            total=(reading.info.memory_total if reading is not None else None) or 0,
         )
         if refusal is not None:
             self._counted["refused"] += 1
@@ -319,6 +350,27 @@ class Agent:
         if self._announcing is None:
             self._announcing = self._loop.call_later(ACCEPT_AFTER, self._announce)
         self._replicas.submit(replica, execution)
+
+    def _order(self, peer: Peer, order: Order) -> None:
+        verbs = {"load": self.order_load, "unload": self.order_unload}
+        run = verbs.get(order.verb)
+        if run is not None:
+            run(order, lambda said: self._say(peer, said))
+            return
+        text = f"this node takes no order '{order.verb}', only {', '.join(verbs)}"
+        self._say(peer, Ordered(order.number, "failed", "invalid_request", text))
+
+    def order_load(self, order: Order, say: Callable[[Ordered], None]) -> None:
+        """Load a model; see :meth:`blip_node.loads.Loads.load`."""
+        self._loads.load(order, say)
+
+    def order_unload(self, order: Order, say: Callable[[Ordered], None]) -> None:
+        """Unload a model; see :meth:`blip_node.loads.Loads.unload`."""
+        self._loads.unload(order, say)
+
+    def _why_not(self, reading: Reading) -> str:
+        """Why a device takes nothing new, "" if it does."""
+        return "this node is draining" if self._draining else reading.fault or ""
 
     def _announce(self) -> None:
         self._announcing = None
@@ -426,7 +478,3 @@ class Agent:
     def _ended(self) -> None:
         if self._idle is not None and not len(self._executions) and not self._idle.done():
             self._idle.set_result(None)
-
-
-def _free(reading: Reading) -> int | None:
-    return reading.sample.memory_free if reading.sample is not None else None

@@ -30,6 +30,7 @@ from blip.transport.host import host_id, reachable
 from blip_node import capacity
 from blip_node.agent import Agent, Identity
 from blip_node.catalogue import Catalogue
+from blip_node.footprints import Footprints
 from blip_node.models.find import found
 from blip_node.models.spec import ModelSpec
 from blip_node.replicas import Place
@@ -72,7 +73,7 @@ async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
                 for each in config.node.devices
             ],
         )
-        catalogue = Catalogue()
+        catalogue = Catalogue(Footprints(config.node.data_dir / "footprints.json"))
         await asyncio.to_thread(catalogue.add, _models(config))
         limits = config.broker
         agent = Agent(
