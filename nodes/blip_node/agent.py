@@ -416,7 +416,7 @@ class Agent:
     # --- workers ----------------------------------------------------------------------------
 
     def part(self, execution: Execution, payload: bytes) -> None:
-        """Pass a part on; see :class:`blip_node.replicas.Outcomes`."""
+        """Pass a part on; see :class:`blip_node.outcomes.Outcomes`."""
         if execution.state is State.RUNNING:
             execution.announced = True
             self._say(
@@ -433,7 +433,7 @@ class Agent:
         run: float,
         payload: bytes,
     ) -> None:
-        """Pass the end on; see :class:`blip_node.replicas.Outcomes`."""
+        """Pass the end on; see :class:`blip_node.outcomes.Outcomes`."""
         stopping = execution.state is State.STOPPING
         if not self._executions.end(execution, self._now()):
             return
@@ -461,7 +461,7 @@ class Agent:
         self._ended()
 
     def failed(self, execution: Execution, error: BlipError) -> None:
-        """Pass the failure on; see :class:`blip_node.replicas.Outcomes`."""
+        """Pass the failure on; see :class:`blip_node.outcomes.Outcomes`."""
         stopping = execution.state is State.STOPPING
         if not self._executions.end(execution, self._now()):
             return

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from blip.errors import (
     BlipError,
@@ -31,40 +31,13 @@ from blip_node.executions import Execution
 from blip_node.executions import State as Stage
 from blip_node.footprints import Footprints
 from blip_node.memory import Memory, held, reserved
+from blip_node.outcomes import Outcomes
 from blip_node.pipe import Row
 from blip_node.replica import MAX_CRASHES, Event, Replica, State
 from blip_node.supervisor import Supervisor, WorkerHandle, token
 from blip_node.worker import Assignment
 
 log = logging.getLogger(__name__)
-
-
-class Outcomes(Protocol):
-    """What the agent is told about attempts."""
-
-    def part(self, execution: Execution, payload: bytes) -> None:
-        """A part of the result came."""
-        ...
-
-    def done(
-        self,
-        execution: Execution,
-        usage: dict[str, int],
-        units: float,
-        first: float,
-        run: float,
-        payload: bytes,
-    ) -> None:
-        """The worker finished it."""
-        ...
-
-    def failed(self, execution: Execution, error: BlipError) -> None:
-        """It failed, or has stopped after a cancel."""
-        ...
-
-    def changed(self) -> None:
-        """Something that adverts tell has changed."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
