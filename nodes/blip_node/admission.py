@@ -62,7 +62,7 @@ def regret(replica: Replica, now: float, bandwidth: float | None) -> float:
     used; a model that takes a minute to load stays twelve times as long as one that takes five
     seconds. Size as such does not count: what is freed beyond the need is worth nothing.
     """
-    if replica.state is State.STOPPING:
+    if replica.going:
         return 0.0  # it goes anyway
     silence = max(0.0, now - replica.used)
     return reload_seconds(replica.load_bytes, bandwidth) / (silence + RECENT)
@@ -77,11 +77,7 @@ def victims(
     superfluous stays: dearest first, everyone is kept whom the rest can do without.
     """
     ranked = sorted(
-        (
-            each
-            for each in others
-            if each.memory and (each.evictable or each.state is State.STOPPING)
-        ),
+        (each for each in others if each.memory and (each.evictable or each.going)),
         key=lambda each: regret(each, now, bandwidth),
     )
     chosen: list[Replica] = []

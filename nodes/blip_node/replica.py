@@ -131,6 +131,12 @@ class Replica:
         """Whether its memory may be taken for others."""
         return self.idle and not self.pinned
 
+    @property
+    def going(self) -> bool:
+        """Whether its worker is being ended for good, and its memory is about to be free."""
+        failed = self.state is State.FAILED and self.worker is not None
+        return failed or self.state is State.STOPPING
+
     def idle_for(self, now: float) -> float:
         """Seconds since it last had work; 0 while it has some, or is not loaded."""
         return max(0.0, now - self.used) if self.idle else 0.0

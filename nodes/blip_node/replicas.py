@@ -92,8 +92,12 @@ class Replicas:
         return reserved(device, self._replicas.values())
 
     def held(self, device: str) -> int:
-        """Bytes on a device that replicas take."""
-        return held(device, self._replicas.values())
+        """Bytes on a device that replicas take, for the advert.
+
+        Without those whose load failed: they are gone in a moment, and nobody should be turned
+        away for that. Others are told to be stopping, which says the same.
+        """
+        return held(device, [each for each in self if each.state is not State.FAILED])
 
     def room(self, entry: Entry, reading: Reading) -> Fit | None:
         """Whether a model fits a device, and what would have to go; None if it is there already."""
@@ -371,9 +375,9 @@ class Replicas:
     def _evict(self, chosen: tuple[Replica, ...], keeper: Replica | None = None) -> None:
         """Stop replicas; ``keeper``, for which they go, waits until their memory is free."""
         for victim in chosen:
-            if victim.state is not State.STOPPING:
+            if not victim.going:
                 log.info("unloading '%s' on %s: its room is needed", victim.model, victim.device)
-            self.unload(victim)
+                self.unload(victim)
         if keeper is not None:
             # memory is only free once the workers have ended
             keeper.waits_for += [each for each in chosen if each in self._replicas.values()]

@@ -173,6 +173,10 @@ def test_what_is_being_unloaded_is_waited_for_before_anyone_else_goes() -> None:
     going, idle = replica("going", GIB, NOW), replica("idle", GIB, 0.0)
     going.state = State.STOPPING
     assert fit(GIB, HEADROOM_BYTES, 0, [idle, going], NOW).evict == (going,)
+    going.state, going.worker = State.FAILED, object()
+    assert fit(GIB, HEADROOM_BYTES, 0, [idle, going], NOW).evict == (going,)
+    going.worker = None
+    assert fit(GIB, HEADROOM_BYTES, 0, [idle, going], NOW).evict == (idle,)
 
 
 def test_a_dear_reload_outweighs_a_longer_silence() -> None:
