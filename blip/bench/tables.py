@@ -10,6 +10,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from blip.bench.placement import KIB, MICRO, Spread, Weight
+from blip.bench.placement import Row as Decisions
 from blip.bench.report import Aim, Figure, Quartiles, Row
 
 #: Columns that every table here fits into; a pipe has no width of its own.
@@ -122,6 +124,44 @@ def aims(found: Sequence[Aim]) -> Table:
             Text("met", "green") if aim.met else Text("not met", "red"),
         )
     return table
+
+
+def decisions(rows: Sequence[Decisions]) -> Table:
+    """Return the table of what the broker's calls take."""
+    table = _table("µs", "place", "p99", "aim", "release", "p99", "advert", "p99", "adverts/s",
+                   "tick", "p99", "run", "wait", "refused")  # fmt: skip
+    for row in rows:
+        table.add_row(
+            row.case,
+            *_spread(row.place),
+            Text("met", "green") if row.met else Text("not met", "red"),
+            *_spread(row.release),
+            *_spread(row.advert),
+            _number(row.adverts),
+            *_spread(row.tick),
+            str(row.running),
+            str(row.waiting),
+            f"{row.refused:.0%}",
+        )
+    return table
+
+
+def weights(found: Sequence[Weight]) -> Table:
+    """Return the table of what a broker's nodes weigh."""
+    table = _table("memory", "MiB", "KiB a node")
+    for weight in found:
+        table.add_row(
+            f"{weight.nodes} nodes",
+            _number(weight.bytes, 1 / KIB**2),
+            _number(weight.each, 1 / KIB),
+        )
+    return table
+
+
+def _spread(spread: Spread) -> tuple[str, str]:
+    if not spread.count:
+        return "-", "-"
+    return _number(spread.median, MICRO), _number(spread.p99, MICRO)
 
 
 def _table(first: str, *others: str) -> Table:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from blip.broker.ledger import Account, Key, Ledger
 from blip.broker.quotes import Quote
 from blip.broker.rates import Rates
-from blip.broker.registry import NodeRecord
+from blip.broker.registry import NodeRecord, Status
 from blip.broker.settings import Settings
-from blip.broker.sites import Candidate, DeviceRecord, Group, Lane, Site, State
+from blip.broker.sites import Candidate, DeviceRecord, Fleet, Group, Lane, Site, State
 from blip.protocol.messages import Device, Model, Replica
 
 #: Rates closer than this share are the same when candidates are sorted: measurements are noisier
@@ -41,6 +41,7 @@ class Synced(NamedTuple):
 class _NodeSites:
     devices: dict[str, DeviceRecord] = field(default_factory=dict)
     models: list[Model] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
     placeable: bool = False
     #: :attr:`Rates.version` when its candidates' rates were last looked up.
     rated: int = -1
@@ -51,13 +52,14 @@ class Index:
 
     def __init__(self, settings: Settings, ledger: Ledger, rates: Rates) -> None:
         self._settings = settings
-        self._crowding = settings.crowding
+        self.crowding = settings.crowding
         self._ledger = ledger
         self._rates = rates
         self._nodes: dict[str, _NodeSites] = {}
         self._barred: set[Site] = set()
         self._turn = 0
         self.groups: dict[Lane, Group] = {}
+        self.fleets: dict[str, Fleet] = {}
 
     # --- looking up -------------------------------------------------------------------------
 
@@ -98,7 +100,13 @@ class Index:
                 rebuild = True
             else:
                 rebuild = rebuild or _differs(known.info, info)
+                if known.verdicts and known.info[:4] != info[:4]:
+                    known.verdicts.clear()  # what requirements look at
                 known.info = info
+        if node.labels != advert.labels:
+            node.labels = advert.labels
+            for device in node.devices.values():
+                device.verdicts.clear()
         node.models, node.placeable = advert.models, record.placeable
         if node.rated != self._rates.version and not rebuild:
             for device in node.devices.values():
@@ -176,16 +184,14 @@ class Index:
         site.last_used = now
         site.typical += (quote.service - site.typical) / 5
         if site.state is State.COLD:
-            site.state = State.LOADING
+            _become(site, State.LOADING)
             site.pending = True
             site.ready_at = now + quote.wait + quote.load
             site.victims = quote.victims
             site.device.loaded_at = now
-            site.device.warm[site.model.name] = site
             for victim in quote.victims:
                 victim.doomed = True
-                victim.state = State.COLD
-                victim.device.warm.pop(victim.model.name, None)
+                _become(victim, State.COLD)
                 self.refresh(victim)
             _reserve(site.device)
         self.refresh(site, rotate=True)
@@ -195,9 +201,8 @@ class Index:
         site.last_used = now
         if site.pending and not site.account.ends:
             self._settle(site)
-            site.state = State.COLD
+            _become(site, State.COLD)
             site.ready_at = 0.0
-            site.device.warm.pop(site.model.name, None)
             _reserve(site.device)
         self.refresh(site, rotate=True)
 
@@ -267,9 +272,11 @@ class Index:
         for name, model in models.items():
             site = device.sites.get(name)
             if site is None:
-                site = Site(device, model, self._ledger.account(*device.key, name))
+                account = self._ledger.account(*device.key, name)
+                site = Site(device, model, account, self._fleet(name))
                 device.sites[name] = site
             site.model = model
+            site.fleet.least, site.fleet.most = model.min_replicas, model.max_replicas
             site.load = self._rates.load_seconds(
                 device.key, model.load_bytes, device.info.load_bandwidth
             )
@@ -282,11 +289,17 @@ class Index:
                 self._rate(candidate)
         return bool(dropped)
 
+    def _fleet(self, model: str) -> Fleet:
+        fleet = self.fleets.get(model)
+        if fleet is None:
+            fleet = self.fleets[model] = Fleet(model)
+        return fleet
+
     def _candidate(self, site: Site, kind: str) -> Candidate:
         key = (kind, site.model.name)
         group = self.groups.get(key)
         if group is None:
-            group = self.groups[key] = Group(*key)
+            group = self.groups[key] = Group(*key, site.fleet)
         devices = self._settings.device_kinds.get(kind)
         allowed = devices is None or site.device.info.kind in devices
         candidate = Candidate(site, kind, group, allowed)
@@ -317,7 +330,9 @@ class Index:
             site.ready_at = 0.0
             site.memory = max(0, site.model.memory)
             site.slots = max(1, site.model.slots)
+            site.pinned = False
         else:
+            site.pinned = replica.pinned
             site.memory = max(0, replica.memory or site.model.memory)
             site.slots = max(1, replica.slots)
             if replica.state == "ready":
@@ -332,11 +347,7 @@ class Index:
                 site.ready_at = now + abs(total - replica.load_seconds)
             if site.doomed:
                 state = State.COLD
-        site.state = state
-        if state is State.COLD:
-            site.device.warm.pop(site.model.name, None)
-        else:
-            site.device.warm[site.model.name] = site
+        _become(site, state)
 
     @staticmethod
     def _settle(site: Site) -> None:
@@ -365,7 +376,7 @@ class Index:
         site.free_at = free_at
         if where == _FULL:
             key = free_at + site.queue
-        slowdown = site.slowdown(self._crowding)
+        slowdown = site.slowdown(self.crowding)
         site.neighbours = site.device.busy - site.busy
         # As in a quote: itself, what it does to others, and the risk that it fails half-way.
         factor = slowdown * (1 + 1 / site.device.soundness) - 1
@@ -378,6 +389,12 @@ class Index:
             if site.eligible and candidate.allowed:
                 shelf = candidate.group.shelves[where]
             entry = candidate.entry
+            if shelf is None:
+                candidate.barrier = _barrier(candidate)
+                candidate.group.off[candidate] = None
+            elif candidate.barrier:
+                candidate.barrier = ""
+                candidate.group.off.pop(candidate, None)
             if candidate.shelf is shelf and (entry is None or (entry[0] == key and not rotate)):
                 continue
             _unshelve(candidate)
@@ -400,16 +417,51 @@ class Index:
             self._drop_candidate(candidate)
         site.candidates = []
         self._barred.discard(site)
-        site.device.warm.pop(site.model.name, None)
+        _become(site, State.COLD)
         self.refresh(site)
 
     def _drop_candidate(self, candidate: Candidate) -> None:
         _unshelve(candidate)
         group = candidate.group
+        group.off.pop(candidate, None)
         del group.members[candidate.site.device.key]
         group.changed_rate(candidate.rate, math.inf)
         if not group.members:
             del self.groups[group.kind, group.model]
+            if not any(model == group.model for _, model in self.groups):
+                self.fleets.pop(group.model, None)
+
+
+def _become(site: Site, state: State) -> None:
+    """Change a site's state, and whatever counts warm ones."""
+    was, site.state = site.state, state
+    if (was is State.COLD) is (state is State.COLD):
+        return
+    if state is State.COLD:
+        site.device.warm.pop(site.model.name, None)
+        site.fleet.warm -= 1
+    else:
+        site.device.warm[site.model.name] = site
+        site.fleet.warm += 1
+
+
+def _barrier(candidate: Candidate) -> str:
+    """Say why nothing may be placed there, whatever the attempt asks for."""
+    site = candidate.site
+    device, node = site.device.info, site.device.node
+    if not candidate.allowed:
+        return f"the broker's settings keep '{candidate.kind}' off {device.kind} devices"
+    if node.status is not Status.READY or node.advert is None:
+        return f"the node is {node.status.value}"
+    if node.advert.draining:
+        return "the node is draining"
+    if device.state != "ready" or device.health <= 0:
+        state = device.state if device.state != "ready" else "unhealthy"
+        why = f": {device.reason}" if device.reason else ""
+        return f"the device is {state}{why}"
+    if site.model.error:
+        return f"the model cannot be loaded: {site.model.error}"
+    return "the device is not there any more"
 
 
 def _unshelve(candidate: Candidate) -> None:

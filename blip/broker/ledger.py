@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from blip.errors import LocalProtocolError
 from blip.protocol import messages
-from blip.protocol.messages import Advert
+from blip.protocol.messages import Advert, Place
 
 #: A task and the number of its attempt: what a lease is known by.
 Key = tuple[bytes, int]
@@ -75,6 +75,10 @@ class Lease:
     expires: float
     #: Whether it caused the model to be loaded.
     cold: bool = False
+    #: What was asked for; None for a lease that was adopted.
+    place: Place | None = None
+    #: Until when it is left alone after it was asked back.
+    moved_until: float = -math.inf
     #: Adverts in a row that left it out since the node first listed it.
     missing: int = 0
 
@@ -114,6 +118,7 @@ class Ledger:
         self._by_node: dict[str, dict[Key, Lease]] = {}
         self._by_gateway: dict[str, dict[Key, Lease]] = {}
         self._accounts: dict[str, dict[tuple[str, str], Account]] = {}
+        self._waiting: dict[Key, Lease] = {}
         #: Leases in the order in which they expire; those seen or over meanwhile are skipped.
         self._unseen: deque[tuple[float, Lease]] = deque()
         #: Leases that ended a moment ago: an advert under way may still list them.
@@ -137,6 +142,10 @@ class Ledger:
     def of_node(self, node: str) -> list[Lease]:
         """Return what runs on a node."""
         return list(self._by_node.get(node, {}).values())
+
+    def waiting(self) -> list[Lease]:
+        """Return the leases that no worker has begun with, as their nodes last said."""
+        return list(self._waiting.values())
 
     def account(self, node: str, device: str, model: str) -> Account:
         """Return the account of a model on a device; it exists once it was asked for."""
@@ -167,6 +176,7 @@ class Ledger:
         load: float,
         slowdown: float = 1.0,
         cold: bool = False,
+        place: Place | None = None,
     ) -> Lease:
         """Enter a new lease. Granting the same attempt twice is a bug and raises."""
         if (task, attempt) in self._leases:
@@ -185,6 +195,7 @@ class Ledger:
             slowdown=slowdown,
             expires=now + self.ttl,
             cold=cold,
+            place=place,
         )
         self._enter(lease)
         return lease
@@ -252,6 +263,13 @@ class Ledger:
             self._strike(lease)
         return leases
 
+    def delay(self, seconds: float) -> None:
+        """Give nodes that much longer to list leases: the broker itself was not listening."""
+        for _, lease in self._unseen:
+            if not lease.seen:
+                lease.expires += seconds
+        self._unseen = deque((at + seconds, lease) for at, lease in self._unseen)
+
     def expire(self, now: float) -> list[Lease]:
         """Strike out leases that their nodes did not list in time."""
         expired = []
@@ -286,6 +304,10 @@ class Ledger:
                 account = lease.account
                 running.add(key)
                 lease.expires, lease.missing = math.inf, 0
+                if entry.begun:
+                    self._waiting.pop(key, None)
+                else:
+                    self._waiting[key] = lease
             if account is not None:
                 listed[account] = listed.get(account, 0) + 1
         lost = []
@@ -322,6 +344,7 @@ class Ledger:
     def _strike(self, lease: Lease) -> None:
         key = lease.key
         del self._leases[key]
+        self._waiting.pop(key, None)
         self._remove_from(self._by_node, lease.account.node, key)
         self._remove_from(self._by_gateway, lease.gateway, key)
         ends = lease.account.ends

@@ -6,9 +6,10 @@ Nothing here changes anything. All of it reads what :mod:`blip.broker.index` kee
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from blip.broker.demand import Demand
 from blip.broker.ledger import Key
 from blip.broker.settings import Settings
 from blip.broker.sites import Candidate, DeviceRecord, Group, Site, State
@@ -70,15 +71,17 @@ class Quotes:
     def best(
         self,
         group: Group,
-        units: float,
-        exclude: Collection[str],
+        demand: Demand,
         now: float,
         seen: list[Candidate],
+        barred: list[Candidate],
     ) -> Quote | None:
         """Return the least cost, or None if no candidate could ever take it as things stand.
 
-        ``seen`` collects the candidates that came into question, for the record.
+        For the record ``seen`` collects the candidates that came into question, and ``barred``
+        those that would have, but for what the attempt requires or the room there is.
         """
+        units, picky = demand.units, demand.picky
         least = math.inf
         chosen: Candidate | None = None
         for key, _, candidate in group.open:
@@ -87,7 +90,8 @@ class Quotes:
                 break
             site = candidate.site
             device = site.device
-            if exclude and device.node.id in exclude:
+            if picky and demand.bars(device):
+                barred.append(candidate)
                 continue
             if site.neighbours != device.busy - site.busy:
                 cost = units * _weighed(candidate, candidate.step)
@@ -101,7 +105,8 @@ class Quotes:
             if key - now + bound >= least:
                 break
             site = candidate.site
-            if exclude and site.device.node.id in exclude:
+            if picky and demand.bars(site.device):
+                barred.append(candidate)
                 continue
             start = max(until(site.free_at, now) + site.queue, site.ready_at - now)
             cost = start + units * _weighed(candidate, candidate.rate)
@@ -109,41 +114,52 @@ class Quotes:
             if cost < least:
                 least, chosen = cost, candidate
         best = None
-        for key, _, candidate in group.cold:
+        for key, _, candidate in () if group.fleet.full else group.cold:
             if key + bound >= least:
                 break
             if key + units * candidate.weight >= least:
                 continue
-            if exclude and candidate.site.device.node.id in exclude:
+            quote = None
+            if not (picky and demand.bars(candidate.site.device)):
+                quote = self.quote(candidate, units, now)
+            if quote is None:
+                barred.append(candidate)
                 continue
-            quote = self.quote(candidate, units, now)
-            if quote is not None:
-                seen.append(candidate)
-                if quote.cost < least:
-                    least, best = quote.cost, quote
+            seen.append(candidate)
+            if quote.cost < least:
+                least, best = quote.cost, quote
         if best is None and chosen is not None:
             best = self.quote(chosen, units, now)
         return best
 
     def quickest(
-        self, group: Group, units: float, exclude: Collection[str], now: float
+        self, group: Group, demand: Demand, now: float, ahead: Mapping[Site, float]
     ) -> Quote | None:
-        """Return the quote that finishes first, whatever it costs others. Weighs everyone."""
+        """Return the quote that finishes first, whatever it costs others. Weighs everyone.
+
+        ``ahead`` are the seconds of tickets planned at a site that would be served before.
+        """
         quotes = [
             quote
             for shelf in group.shelves
             for _, _, candidate in shelf
-            if candidate.site.device.node.id not in exclude
-            and (quote := self.quote(candidate, units, now)) is not None
+            if not demand.bars(candidate.site.device)
+            and (quote := self.quote(candidate, demand.units, now, ahead=ahead)) is not None
         ]
         return min(quotes, key=lambda quote: quote.finish, default=None)
 
     def quote(
-        self, candidate: Candidate, units: float, now: float, claimant: Key | None = None
+        self,
+        candidate: Candidate,
+        units: float,
+        now: float,
+        claimant: Key | None = None,
+        ahead: Mapping[Site, float] | None = None,
     ) -> Quote | None:
-        """Predict one attempt at one candidate; None if the model cannot fit there at present.
+        """Predict one attempt at one candidate; None if the model cannot be loaded there now.
 
-        A device that a ticket has claimed has no room for anyone but the ``claimant``.
+        A device that a ticket has claimed has no room for anyone but the ``claimant``. Unless
+        ``ahead`` says better, every ticket planned there is taken to be served before.
         """
         site = candidate.site
         device = site.device
@@ -154,7 +170,7 @@ class Quotes:
         wait = load = others = 0.0
         eviction = _NOTHING
         if site.state is State.COLD:
-            found = self._evict(site, now)
+            found = None if site.fleet.full else self._evict(site, now)
             if found is None:
                 return None
             eviction = found
@@ -164,8 +180,12 @@ class Quotes:
             others = load + sum(victim.load for victim in eviction.victims)
         elif site.state is State.READY:
             limit += self._settings.prefetch
+        if attempts >= site.slots and site.free_at and room:
+            # One that is bound early cannot be bound better later: not before a slot is nearly free.
+            room = until(site.free_at, now) <= self._settings.prefetch_within
         if attempts >= site.slots or not room:
-            wait = max(wait, until(site.free_at, now) if site.free_at else 0.0) + site.queue
+            queue = site.queue if ahead is None else ahead.get(site, 0.0) / site.slots
+            wait = max(wait, until(site.free_at, now) if site.free_at else 0.0) + queue
         if site.state is State.LOADING:
             load = max(0.0, site.ready_at - now - wait)
         slowdown = 1.0 if eviction.drain else site.slowdown(self._settings.crowding)
@@ -198,9 +218,14 @@ class Quotes:
         """
         if device.info.memory_total <= 0:
             return math.inf  # it does not tell its size: the load itself decides
-        ours = sum(site.memory for site in device.warm.values()) + device.leaving
+        ours = sum(s.memory for s in device.warm.values() if not s.stays) + device.leaving
         there = min(device.info.memory_total, device.info.memory_free + ours)
         return max(0, there - self._settings.headroom)
+
+    def most(self, device: DeviceRecord) -> float:
+        """Bytes that a model could have if nothing else at all were on that device."""
+        total = device.info.memory_total
+        return math.inf if total <= 0 else max(0, total - self._settings.headroom)
 
     @staticmethod
     def _need(site: Site) -> int:
@@ -219,6 +244,8 @@ class Quotes:
         # at work, the one that is done first before the others.
         order = []
         for other in device.warm.values():
+            if other.stays:
+                continue
             # Tickets planned there would want it loaded; a claim goes before plans.
             wanted = other.account.load or (other.tickets and device.claim is None)
             idle = other.state is State.READY and not wanted

@@ -9,6 +9,9 @@ from the specific to the general:
 3. the kind's default, divided by this device's speed.
 
 Being right within a factor of 1.35 is good enough: in simulation it cost 15 % of mean latency.
+
+How much work a task asks for is often only a bound (a chat that may answer with 1,000 tokens and
+stops after 80), so the share of it that was really done is learned too, for each kind and model.
 """
 
 from __future__ import annotations
@@ -21,6 +24,13 @@ DeviceKey = tuple[str, str]
 
 #: Weight of the newest run once there have been five; before, each counts the same.
 ALPHA = 0.2
+
+#: Weight of the newest task in the share of the asked work that is really done. Answers differ in
+#: length far more than runs in speed, so it takes longer to learn: some twenty tasks count.
+SHARE_ALPHA = 0.05
+
+#: The least and the most of what was asked that is expected to be done.
+SHARE_LEAST, SHARE_MOST = 1 / 64, 4.0
 
 #: A run that took more than this many times what we expected means that something changed (a
 #: driver, a power limit, another program), and the past no longer counts. dask does the same.
@@ -113,6 +123,22 @@ class Rates:
         #: At speed 1.
         self._models: dict[tuple[str, str], Estimate] = {}
         self._bandwidths: dict[DeviceKey, Estimate] = {}
+        #: Mean share of the asked units that was done, and how many tasks went into it.
+        self._shares: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def expected(self, kind: str, model: str, asked: float) -> float:
+        """Predict the units of a task that asks for at most so many."""
+        share, _ = self._shares.get((kind, model), (1.0, 0))
+        return asked * share
+
+    def observe_work(self, kind: str, model: str, asked: float, done: float) -> None:
+        """Learn from a task that was done to its end. Nonsense is ignored."""
+        if not (0 < asked < math.inf and 0 < done < math.inf):
+            return
+        share, tasks = self._shares.get((kind, model), (0.0, 0))
+        newest = _clamp(done / asked, SHARE_LEAST, SHARE_MOST)
+        share += (newest - share) * max(SHARE_ALPHA, 1 / (tasks + 1))
+        self._shares[kind, model] = share, tasks + 1
 
     def seconds_per_unit(self, kind: str, model: str, device: DeviceKey, speed: float) -> float:
         """Predict the seconds one unit takes alone on a device of that (prior) speed."""

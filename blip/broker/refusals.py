@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
+from blip.broker.demand import Demand
 from blip.broker.quotes import Quote, Quotes
 from blip.broker.registry import NodeRecord, Status
-from blip.broker.sites import Candidate, Group, Lane
+from blip.broker.sites import Candidate, DeviceRecord, Group, Lane, State
 from blip.errors import (
     BlipError,
     DeadlineExceeded,
+    DeadlineUnreachable,
     ModelLoadFailed,
     ModelNotFound,
+    ModelTooLarge,
     NoCapacity,
     NoNode,
     Overloaded,
     Unavailable,
+    Unsatisfiable,
 )
 
 #: Bounds of Retry-After, in seconds: sooner is no use, and who is told to come back later than in
@@ -44,10 +48,15 @@ def unknown(
     return ModelNotFound(f"no node serves '{model}' for '{kind}'{guess}", details={"near": near})
 
 
-def unplaceable(group: Group, exclude: Collection[str], quotes: Quotes) -> BlipError | None:
+def unplaceable(group: Group, demand: Demand, quotes: Quotes) -> BlipError | None:
     """The model is known, but no candidate can take it. None if that may pass by itself."""
     members = list(group.members.values())
-    left = [c for c in members if c.site.device.node.id not in exclude]
+    if demand.key:
+        suitable = [c for c in members if not demand.lacking(c.site.device)]
+        if not suitable:
+            return _unsatisfiable(group, demand)
+        members = suitable
+    left = [c for c in members if c.site.device.node.id not in demand.exclude]
     if not left:
         count = len({c.site.device.node.id for c in members})
         nodes = "the only node that serves" if count == 1 else f"all {count} nodes that serve"
@@ -73,12 +82,16 @@ def unplaceable(group: Group, exclude: Collection[str], quotes: Quotes) -> BlipE
     if not taking:
         device = healthy[0].site.device.info
         why = f": {device.reason}" if device.reason else ""
-        return Unavailable(
-            f"no device that has '{group.model}' takes tasks now; {device.id} is {device.state}{why}"
-        )
+        state = f"{device.id} is {device.state}{why}"
+        return Unavailable(f"no device that has '{group.model}' takes tasks now; {state}")
     healthy = taking
+    if group.fleet.full and all(c.site.state is State.COLD for c in healthy):
+        return Unavailable(
+            f"'{group.model}' is loaded {group.fleet.warm} times, which is the most there may be, "
+            "and not where this task could run"
+        )
     if any(c.site.eligible and quotes.fits(c.site) for c in healthy):
-        return None
+        return None  # as many replicas as there may be are busy, or something is under way
     broken = [c for c in healthy if not c.site.eligible]
     if len(broken) == len(healthy):
         first = min(broken, key=lambda c: c.site.model.retry_in).site
@@ -91,9 +104,19 @@ def unplaceable(group: Group, exclude: Collection[str], quotes: Quotes) -> BlipE
 
 def late(earliest: float, deadline: float) -> BlipError:
     """The deadline, in seconds from now, will pass before the work can be done."""
-    return DeadlineExceeded(
-        f"this would take {earliest:.1f} s at least, and only {deadline:.1f} s are left",
+    return DeadlineUnreachable(
+        f"this would be done in {earliest:.1f} s at the earliest, its deadline is in "
+        f"{deadline:.1f} s",
+        retry_after=_retry(earliest - deadline),
         details={"earliest_finish": round(earliest, 3), "deadline": round(deadline, 3)},
+    )
+
+
+def hopeless(service: float, left: float) -> BlipError:
+    """It waited in vain: even if a device were free now it would be late."""
+    return DeadlineExceeded(
+        f"no device was free in time: it takes {service:.1f} s and {left:.1f} s are left",
+        details={"earliest_finish": round(service, 3), "deadline": round(left, 3)},
     )
 
 
@@ -116,6 +139,9 @@ def overloaded(waiting: int, quote: Quote | None, otherwise: float) -> BlipError
 
 def _too_large(group: Group, candidates: list[Candidate], quotes: Quotes) -> BlipError:
     need = max(candidate.site.model.memory for candidate in candidates)
+    largest = max((c.site.device for c in candidates), key=lambda d: d.info.memory_total)
+    if need > quotes.most(largest):
+        return _larger_than_all(group, candidates[0], need, largest)
     best = max((c.site.device for c in candidates), key=quotes.obtainable)
     free = int(quotes.obtainable(best))
     return NoCapacity(
@@ -123,6 +149,48 @@ def _too_large(group: Group, candidates: list[Candidate], quotes: Quotes) -> Bli
         f"{_size(free)} ({best.info.name} of {best.node.name or best.node.id})",
         hint="Free memory on that device, add a larger one, or use a smaller model.",
         details={"need": need, "best_free": free, "node": best.node.id, "device": best.info.id},
+    )
+
+
+def _larger_than_all(
+    group: Group, candidate: Candidate, need: int, largest: DeviceRecord
+) -> BlipError:
+    """Say what the model needs, what there is, and which quantisation would fit."""
+    total, parameters = largest.info.memory_total, candidate.site.model.parameters
+    details: dict[str, object] = {"need": need, "largest": total}
+    hint = "Offer a smaller or quantised variant of it, or add a larger device."
+    if parameters:
+        # Beside the weights stays what it needs now: cache, activations, context.
+        beside = max(0, need - candidate.site.model.load_bytes)
+        sizes = {bits: parameters * bits // 8 + beside for bits in (8, 4)}
+        details["quantised"] = {f"{bits}-bit": size for bits, size in sizes.items()}
+        fits = [f"{bits} bits ({_size(size)})" for bits, size in sizes.items() if size < total]
+        hint = (
+            f"Quantised to {fits[0]} it would fit; or add a larger device."
+            if fits
+            else f"Not even 4 bits a weight ({_size(sizes[4])}) would fit: add a larger device."
+        )
+    return ModelTooLarge(
+        f"'{group.model}' needs {_size(need)} on a device, and the largest has {_size(total)} "
+        f"({largest.info.name} of {largest.node.name or largest.node.id})",
+        hint=hint,
+        details=details,
+    )
+
+
+def _unsatisfiable(group: Group, demand: Demand) -> BlipError:
+    """Nobody is what is required: name whoever lacks the least."""
+    lacking = [(demand.lacking(c.site.device), c.site.device) for c in group.members.values()]
+    missing, nearest = min(lacking, key=lambda item: len(item[0]))
+    where = f"{nearest.info.id} of node {nearest.node.name or nearest.node.id}"
+    return Unsatisfiable(
+        f"no device that has '{group.model}' is what this task requires; nearest is {where}: "
+        + " and ".join(missing),
+        param="require",
+        details={
+            "nearest": {"node": nearest.node.id, "device": nearest.info.id},
+            "lacking": missing,
+        },
     )
 
 

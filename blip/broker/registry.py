@@ -222,6 +222,8 @@ class Registry:
         #: Changes up to here have been dropped from the log.
         self._floor = 0
         self._ticked: float | None = None
+        #: Seconds for which this process slept before its last tick, deaf to everyone.
+        self.stalled = 0.0
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -312,7 +314,7 @@ class Registry:
         stalled = 0.0
         if self._ticked is not None:
             stalled = max(0.0, now - self._ticked - limits.stall_after)
-        self._ticked = now
+        self._ticked, self.stalled = now, stalled
         changes: list[Change] = []
         for node in list(self._nodes.values()):
             if stalled:

@@ -13,39 +13,36 @@ gains by it takes it, whether or not that was the plan; every tick makes the pla
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from blip.broker import refusals
-from blip.broker.decisions import Decision, Decisions
+from blip.broker import refusals, replication, stealing
+from blip.broker.decisions import NOTHING, Decision, Decisions, Search, search
+from blip.broker.demand import Demand, believed, demand_of
 from blip.broker.index import Index
+from blip.broker.learning import learn
 from blip.broker.ledger import Lease, Ledger
 from blip.broker.quotes import Quote, Quotes
 from blip.broker.rates import Rates
 from blip.broker.registry import Admission, Change, Hearing, Registry, Status
 from blip.broker.settings import Settings
-from blip.broker.sites import Candidate, DeviceRecord, Lane, Site, State
+from blip.broker.shares import Shares
+from blip.broker.sites import Candidate, DeviceRecord, Lane, State
 from blip.broker.tickets import Ticket, Tickets, rank
-from blip.errors import BlipError, Unavailable
+from blip.errors import BlipError, InvalidRequest, Unavailable
 from blip.protocol import messages
-from blip.protocol.messages import Advert, Deny, Grant, Place, Release
+from blip.protocol.messages import Advert, Deny, Grant, Move, Order, Place, Release
 
-#: A message and the gateway it goes to.
-Command = tuple[str, Grant | Deny]
+#: A message and whom it goes to: an ORDER to a node, everything else to a gateway.
+Command = tuple[str, Grant | Deny | Move | Order]
 
 #: Alternatives to the chosen candidate whose costs are kept with a decision. Quoting them is most
 #: of what remembering costs, and the runners-up are what one asks about.
 RUNNERS_UP = 3
 
-#: The least and the most work that is believed of one attempt, in units.
-UNITS_MIN, UNITS_MAX = 1e-6, 1e12
-
 #: Seconds between two times that the first tickets are planned anew although nothing happened:
 #: predictions go wrong no faster than that.
 REPLAN = 1.0
-
-#: A run cannot have taken longer than its lease has existed; clocks and rounding get this much.
-CLOCK_SLACK = 1.0
 
 #: How a gateway's CANCEL ends a lease that was granted a moment before.
 WITHDRAWN = "withdrawn"
@@ -71,13 +68,15 @@ class Scheduler:
         self.ledger = ledger
         self.rates = rates
         self.index = Index(settings, ledger, rates)
-        self.tickets = Tickets(settings)
+        self.shares = Shares(settings.tenants)
+        self.tickets = Tickets(settings, self.shares)
         self._quotes = Quotes(settings)
         self._decisions = Decisions(settings.decisions)
         self._settled_at = settled_at
         #: Devices on which more may be possible than before; offered at the end of an event.
         self._freed: dict[DeviceRecord, None] = {}
         self._replanned_at = -math.inf
+        self._orders = 0
 
     # --- nodes ------------------------------------------------------------------------------
 
@@ -179,41 +178,33 @@ class Scheduler:
             return self._deny(place, Unavailable("another gateway holds this attempt"), now)
         if self.tickets.get(place.task, place.attempt) is not None:
             return None
-        lane = (place.kind, place.model)
-        units = min(max(place.units, UNITS_MIN), UNITS_MAX)
+        try:
+            demand = demand_of(place, self.rates)
+        except InvalidRequest as wrong:
+            return self._deny(place, wrong, now)
         left = place.deadline if place.deadline > 0 else math.inf
-        seen: list[Candidate] = []
-        quote = self._choose(lane, units, place.exclude, left, now, seen)
-        compared: tuple[Quote, ...] = ()
+        rank_ = rank(place.priority, now, now + left, self.settings)
+        quote, found = self._choose(demand, left, rank_, now)
         if quote is None:
-            error = self._refusal(lane, place.exclude, now)
+            error = self._refusal(demand, now)
             if error is not None:
-                return self._deny(place, error, now)
+                return self._deny(place, error, now, found)
         else:
-            compared = self._compare(quote, seen, units, now)
-            earliest = self._earliest(lane, quote)
+            earliest = self._earliest(demand.lane, quote)
             if earliest > left:
-                return self._deny(place, refusals.late(earliest, left), now, compared)
+                return self._deny(place, refusals.late(earliest, left), now, found)
             # With tickets planned there it is not the newcomer's turn.
             if quote.room and not quote.candidate.site.tickets:
-                return self._grant(place, gateway, units, quote, now, compared)
+                return self._grant(place, gateway, demand, quote, now, found)
         if self.tickets.full(place.priority):
             patience = self.registry.liveness.lost_after
             error = refusals.overloaded(len(self.tickets), quote, patience)
-            return self._deny(place, error, now, compared)
-        ticket = Ticket(
-            place,
-            gateway,
-            enqueued=now,
-            deadline=now + left,
-            rank=rank(place.priority, now, now + left, self.settings),
-            exclude=frozenset(place.exclude),
-            units=units,
-        )
+            return self._deny(place, error, now, found)
+        ticket = Ticket(place, gateway, now, now + left, rank_, demand)
         self.tickets.add(ticket)
         if quote is not None:
             self._plan(ticket, quote, now)
-        self._decisions.add(now, place, "wait", compared)
+        self._decisions.add(now, place, "wait", found)
         return None
 
     def release(self, gateway: str, release: Release, now: float) -> list[Command]:
@@ -228,11 +219,14 @@ class Scheduler:
                 return []
             self._dequeue(ticket)
             return self._serve(now)
+        if lease.place is not None:
+            self._decisions.add(now, lease.place, "end", end=release)
         site = self.index.find(lease.account)
         if site is None:
             return []
         if release.outcome in ("done", "cancelled"):
-            self._learn(lease, release, site, now)
+            learn(lease, release, site, now, rates=self.rates, index=self.index)
+        self._settle(lease, release, now)
         self._vacate([lease], now)
         if release.outcome == "refused" and self.settings.refusal_pause > 0:
             self.index.bar(site, now + self.settings.refusal_pause)
@@ -247,7 +241,12 @@ class Scheduler:
 
         Call it several times a second.
         """
-        commands = self._follow(self.registry.tick(now), now)
+        changes = self.registry.tick(now)
+        if self.registry.stalled:
+            # Nobody could have been heard or served meanwhile: it is nobody's lateness.
+            self.ledger.delay(self.registry.stalled)
+            self.tickets.delay(self.registry.stalled)
+        commands = self._follow(changes, now)
         self._vacate(self.ledger.expire(now), now)
         self._freed.update(dict.fromkeys(self.index.unbar(now)))
         for ticket in self.tickets.expired(now):
@@ -257,8 +256,9 @@ class Scheduler:
         commands += self._replan(self._stranded(), now)
         if now - self._replanned_at >= REPLAN:
             self._replanned_at = now
-            commands += self._replan(self.tickets.first(self.settings.lookahead), now)
-        return commands + self._serve(now)
+            window = self.tickets.first(self.settings.lookahead, len(self.ledger))
+            commands += self._replan(window, now)
+        return commands + self._serve(now) + self._steal(now) + self._replicate(now)
 
     # --- asking -----------------------------------------------------------------------------
 
@@ -283,24 +283,24 @@ class Scheduler:
     # --- choosing ---------------------------------------------------------------------------
 
     def _choose(
-        self,
-        lane: Lane,
-        units: float,
-        exclude: Collection[str],
-        left: float,
-        now: float,
-        seen: list[Candidate],
-    ) -> Quote | None:
-        """Return the best quote; one that meets the deadline ``left`` seconds off if need be."""
-        group = self.index.groups.get(lane)
+        self, demand: Demand, left: float, rank: float, now: float
+    ) -> tuple[Quote | None, Search]:
+        """Return the best quote, and what was looked at.
+
+        If the best would miss the deadline, ``left`` seconds off, it is the quickest, given who
+        else waits and would go before that ``rank``.
+        """
+        group = self.index.groups.get(demand.lane)
         if group is None:
-            return None
-        quote = self._quotes.best(group, units, exclude, now, seen)
-        if quote is not None and self._earliest(lane, quote) > left:
-            quickest = self._quotes.quickest(group, units, exclude, now)
-            if quickest is not None and quickest.finish < quote.finish:
-                return quickest
-        return quote
+            return None, NOTHING
+        seen: list[Candidate] = []
+        barred: list[Candidate] = []
+        quote = self._quotes.best(group, demand, now, seen, barred)
+        if quote is not None and left < math.inf and self._earliest(demand.lane, quote) > left:
+            ahead = self.tickets.ahead(rank)
+            quote = self._quotes.quickest(group, demand, now, ahead) or quote
+        compared = () if quote is None else self._compare(quote, seen, demand.units, now)
+        return quote, search(group, demand, compared, len(seen), barred)
 
     def _earliest(self, lane: Lane, quote: Quote) -> float:
         """Seconds until it is done, as far as known: nobody is refused on a first guess."""
@@ -314,14 +314,14 @@ class Scheduler:
         quotes = (self._quotes.quote(candidate, units, now) for candidate in others)
         return (chosen, *(quote for quote in quotes if quote is not None))
 
-    def _refusal(self, lane: Lane, exclude: Collection[str], now: float) -> BlipError | None:
+    def _refusal(self, demand: Demand, now: float) -> BlipError | None:
         """Say why nothing can ever take it as things stand; None if waiting may help."""
         if now < self._settled_at:
             return None
-        group = self.index.groups.get(lane)
+        group = self.index.groups.get(demand.lane)
         if group is None:
-            return refusals.unknown(*lane, self.index.groups, self.registry.nodes())
-        return refusals.unplaceable(group, exclude, self._quotes)
+            return refusals.unknown(*demand.lane, self.index.groups, self.registry.nodes())
+        return refusals.unplaceable(group, demand, self._quotes)
 
     # --- granting, waiting, denying ---------------------------------------------------------
 
@@ -329,10 +329,10 @@ class Scheduler:
         self,
         place: Place,
         gateway: str,
-        units: float,
+        demand: Demand,
         quote: Quote,
         now: float,
-        compared: tuple[Quote, ...],
+        found: Search,
     ) -> Grant:
         site = quote.candidate.site
         lease = self.ledger.grant(
@@ -340,7 +340,7 @@ class Scheduler:
             attempt=place.attempt,
             gateway=gateway,
             kind=place.kind,
-            units=units,
+            units=demand.units,
             account=site.account,
             now=now,
             wait=quote.wait,
@@ -348,9 +348,11 @@ class Scheduler:
             load=quote.load,
             slowdown=quote.slowdown,
             cold=site.state is State.COLD,
+            place=place,
         )
+        self.shares.charge(place.tenant, quote.service, self.tickets.tenants)
         self.index.occupy(quote, now)
-        self._decisions.add(now, place, "grant", compared)
+        self._decisions.add(now, place, "grant", found)
         return self._grant_of(lease)
 
     def _grant_of(self, lease: Lease) -> Grant:
@@ -367,11 +369,9 @@ class Scheduler:
             lease.load,
         )
 
-    def _deny(
-        self, place: Place, error: BlipError, now: float, compared: tuple[Quote, ...] = ()
-    ) -> Deny:
+    def _deny(self, place: Place, error: BlipError, now: float, found: Search = NOTHING) -> Deny:
         code, text, details = error.to_wire()
-        self._decisions.add(now, place, "deny", compared, code)
+        self._decisions.add(now, place, "deny", found, code=code, text=text)
         return Deny(place.task, place.attempt, code, text, details)
 
     def _plan(self, ticket: Ticket, quote: Quote, now: float) -> None:
@@ -400,7 +400,7 @@ class Scheduler:
             return False
         lanes = [(c.kind, c.group.model) for victim in quote.victims for c in victim.candidates]
         return not any(
-            other.enqueued < device.loaded_at and device.node.id not in other.exclude
+            other.enqueued < device.loaded_at and not other.demand.bars(device)
             for other in self.tickets.first_of(lanes, self.settings.lookahead)
         )
 
@@ -431,7 +431,8 @@ class Scheduler:
                 candidate = None if group is None else group.members.get(key)
                 if candidate is not None and candidate.shelf is not None:
                     candidates[lane] = candidate
-            window = self.tickets.first_of(candidates, self.settings.lookahead)
+            width = len(self.ledger)
+            window = self.tickets.first_of(candidates, self.settings.lookahead, width)
             for ticket in window:
                 grant = self._offer(candidates[ticket.lane], ticket, now)
                 if grant is not None:
@@ -447,55 +448,93 @@ class Scheduler:
         device = site.device
         if site.account.load >= site.slots + self.settings.prefetch:
             return None
-        if device.node.id in ticket.exclude:
+        if ticket.demand.bars(device):
             return None
         elsewhere = math.inf
         if ticket.site is not site:
             # What is left of the cost there; a wait that should be over is over.
             elsewhere = max(ticket.cost - (now - ticket.planned_at), ticket.seconds)
-            at_least = ticket.units * candidate.weight
+            at_least = ticket.demand.units * candidate.weight
             if site.state is State.COLD:
                 at_least += 2 * site.load
             if at_least >= elsewhere:
                 return None
-        quote = self._quotes.quote(candidate, ticket.units, now, ticket.key)
+        quote = self._quotes.quote(candidate, ticket.demand.units, now, ticket.key)
         if quote is None or not quote.room or quote.cost >= elsewhere:
             return None
         return self._promote(ticket, quote, now)
 
-    def _promote(self, ticket: Ticket, quote: Quote, now: float) -> Grant:
+    def _promote(
+        self, ticket: Ticket, quote: Quote, now: float, found: Search | None = None
+    ) -> Grant:
         """Turn a ticket into a lease."""
+        found = (
+            search(quote.candidate.group, ticket.demand, (quote,), 1, ())
+            if found is None
+            else found
+        )
         self._dequeue(ticket)
-        return self._grant(ticket.place, ticket.gateway, ticket.units, quote, now, (quote,))
+        return self._grant(ticket.place, ticket.gateway, ticket.demand, quote, now, found)
 
-    def _replan(self, tickets: Iterable[Ticket], now: float) -> list[Command]:
-        """Plan tickets anew, in order of rank; some are granted or denied by it."""
+    def _replan(self, order: list[Ticket], now: float) -> list[Command]:
+        """Plan tickets anew, in this order; some are granted or denied by it."""
         commands: list[Command] = []
-        order = sorted(tickets, key=lambda ticket: (ticket.rank, ticket.number))
         for ticket in order:
             self._unplan(ticket)
         for ticket in order:
             left = ticket.deadline - now
-            quote = self._choose(ticket.lane, ticket.units, ticket.exclude, left, now, [])
+            quote, found = self._choose(ticket.demand, left, ticket.rank, now)
             error = None
             if quote is None:
-                error = self._refusal(ticket.lane, ticket.exclude, now)
+                error = self._refusal(ticket.demand, now)
             elif quote.room:
-                commands.append((ticket.gateway, self._promote(ticket, quote, now)))
+                commands.append((ticket.gateway, self._promote(ticket, quote, now, found)))
                 continue
             elif quote.service > left and self.rates.knows(*ticket.lane):
                 # Even the wait ending now would not save it.
-                error = refusals.late(quote.service, left)
+                error = refusals.hopeless(quote.service, left)
             if error is not None:
                 self._dequeue(ticket)
-                commands.append((ticket.gateway, self._deny(ticket.place, error, now)))
+                commands.append((ticket.gateway, self._deny(ticket.place, error, now, found)))
             elif quote is not None:
                 self._plan(ticket, quote, now)
         return commands
 
     def _stranded(self) -> list[Ticket]:
-        """Return the tickets without a plan, or with one that cannot come true."""
+        """Return the tickets without a plan, or with one that cannot come true, in order."""
         return [t for t in self.tickets if t.site is None or not t.site.eligible]
+
+    # --- the broker's own ideas -------------------------------------------------------------
+
+    def _steal(self, now: float) -> list[Command]:
+        """Ask back what waits on busy devices while others idle."""
+        waiting = self.ledger.waiting()
+        if not waiting:
+            return []
+        thefts = stealing.find(
+            waiting,
+            self.index,
+            self._quotes,
+            self.rates,
+            now,
+            self.settings.move_cost,
+        )
+        commands: list[Command] = []
+        for lease, quote in thefts:
+            assert lease.place is not None
+            device = quote.candidate.site.device
+            move = Move(lease.task, lease.attempt, device.node.id, device.info.id)
+            self._decisions.add(now, lease.place, "move", Search((quote,), 1))
+            commands.append((lease.gateway, move))
+        return commands
+
+    def _replicate(self, now: float) -> list[Command]:
+        """Have loaded what should always be loaded."""
+        if now < self._settled_at:
+            return []
+        orders = replication.missing(self.index, self._quotes, now, self._orders)
+        self._orders += len(orders)
+        return list(orders)
 
     # --- what events have in common ---------------------------------------------------------
 
@@ -524,7 +563,7 @@ class Scheduler:
             rate = self.rates.seconds_per_unit(report.kind, report.model, device, 1.0)
         else:
             rate = member.rate
-        units = min(max(report.units, UNITS_MIN), UNITS_MAX)
+        units = self.rates.expected(report.kind, report.model, believed(report.units))
         known = self.ledger.get(report.task, report.attempt)
         lease = self.ledger.adopt(gateway, report._replace(units=units), units * rate, now)
         ticket = self.tickets.get(*lease.key)
@@ -534,6 +573,13 @@ class Scheduler:
         if known is None and site is not None:
             self.index.refresh(site)
 
+    def _settle(self, lease: Lease, release: Release, now: float) -> None:
+        """Charge a tenant what a run really took of the device, not what was predicted."""
+        if lease.place is not None:
+            took = release.run if release.run > 0 else 0.0
+            took = min(took, max(0.0, now - lease.granted_at))
+            self.shares.correct(lease.place.tenant, took - lease.service)
+
     def _vacate(self, leases: Iterable[Lease], now: float) -> None:
         """Take over that these leases were struck out."""
         for lease in leases:
@@ -541,24 +587,3 @@ class Scheduler:
             if site is not None:
                 self.index.vacate(site, now)
                 self._freed[site.device] = None
-
-    def _learn(self, lease: Lease, release: Release, site: Site, now: float) -> None:
-        """Feed the rates with what the run really took."""
-        age = now - lease.granted_at + CLOCK_SLACK
-        device = site.device
-        # Only who started a load saw all of it.
-        if lease.cold and release.load <= age:
-            self.rates.observe_load(device.key, site.model.load_bytes, release.load)
-        if not 0 < release.run <= age:
-            return
-        # The company it kept: halfway between what it met and what it left.
-        slowdown = (lease.slowdown + site.slowdown(self.settings.crowding)) / 2
-        model, speed = site.model.name, device.info.speed
-        seconds = release.run / slowdown
-        news = self.rates.observe(lease.kind, model, device.key, speed, release.units, seconds)
-        group = self.index.groups.get((lease.kind, model))
-        if group is None:
-            return
-        for candidate in group.members.values() if news else (group.members.get(device.key),):
-            if candidate is not None:
-                self.index.rerate(candidate)

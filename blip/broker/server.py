@@ -27,10 +27,14 @@ from blip.protocol.messages import (
     Hello,
     Info,
     Message,
+    Order,
+    Ordered,
     Place,
     Release,
     Stats,
+    Story,
     Welcome,
+    Why,
 )
 from blip.store import Announcer, Store
 from blip.telemetry import logs
@@ -141,6 +145,10 @@ class Broker:
                 self._ready(peer, hello, now)
             case Lost():
                 self._lost(peer, event, now)
+            case Why():
+                peer.send(self._story(event, now))
+            case Ordered(state="failed"):
+                log.warning("node %s did not load: %s", peer.hello.name, event.text)
             case Info() if not event.body:
                 peer.send(Info({"id": self.id, "epoch": self.epoch, "version": __version__}))
             case Stats() if not event.body:
@@ -201,11 +209,22 @@ class Broker:
     # --- commands ---------------------------------------------------------------------------
 
     def _send(self, commands: list[Command]) -> None:
-        for gateway, message in commands:
-            peer = self._gateways.get(gateway)
-            if peer is not None and peer.link.ready:
-                self._tell(gateway)  # a grant may name a node that this gateway has not met
-                peer.send(message)
+        for to, message in commands:
+            peers = self._nodes if isinstance(message, Order) else self._gateways
+            peer = peers.get(to)
+            if peer is None or not peer.link.ready:
+                continue
+            if peer.hello.role == "gateway":
+                self._tell(to)  # a grant may name a node that this gateway has not met
+            peer.send(message)
+
+    def _story(self, why: Why, now: float) -> Story:
+        decisions = [
+            decision.to_wire(now)
+            for decision in self.scheduler.explain(why.task)
+            if why.attempt in (0, decision.attempt)
+        ]
+        return Story(why.task, why.attempt, decisions)
 
     def _tell_soon(self) -> None:
         if self._telling is None and not self._closed:
@@ -261,7 +280,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             binds=binds,
             epoch=await _epoch(store),
             liveness=Liveness(limits.heartbeat, limits.suspect_after, limits.lost_after),
-            settings=Settings(queue_limit=limits.queue_limit),
+            settings=Settings(queue_limit=limits.queue_limit, tenants=limits.tenants),
         )
         announcer = None
         if store is not None:

@@ -60,6 +60,8 @@ class DeviceRecord:
     leaving: int = 0
     #: When a lease of ours last caused a model to be loaded.
     loaded_at: float = -math.inf
+    #: Whether it fails requirements that were asked lately; see :meth:`Demand.bars`.
+    verdicts: dict[str, bool] = field(default_factory=dict)
     #: The ticket that waits for this device to drain, and when it is done if all goes well.
     claim: Key | None = None
     claim_ends: float = 0.0
@@ -81,12 +83,32 @@ class DeviceRecord:
 
 
 @dataclass(slots=True, eq=False)
+class Fleet:
+    """All replicas of one model, over the whole mesh."""
+
+    model: str
+    #: How many are loaded, being loaded or about to be.
+    warm: int = 0
+    #: How many the mesh keeps loaded, and the most it loads (0: no limit), as nodes last said.
+    least: int = 0
+    most: int = 0
+    #: A load that was ordered to reach ``least`` has this long to show up.
+    ordered_until: float = -math.inf
+
+    @property
+    def full(self) -> bool:
+        """Whether no further replica may be loaded."""
+        return 0 < self.most <= self.warm
+
+
+@dataclass(slots=True, eq=False)
 class Site:
     """One model on one device."""
 
     device: DeviceRecord
     model: Model
     account: Account
+    fleet: Fleet
     candidates: list[Candidate] = field(default_factory=list)
     state: State = State.COLD
     slots: int = 1
@@ -100,6 +122,8 @@ class Site:
     pending: bool = False
     victims: tuple[Site, ...] = ()
     doomed: bool = False
+    #: Its node keeps the replica, whatever needs its room.
+    pinned: bool = False
     #: Tickets planned here, and the seconds they would take.
     tickets: int = 0
     planned: float = 0.0
@@ -120,6 +144,11 @@ class Site:
     eligible: bool = False
     #: Dropped: nothing will ever run here again.
     gone: bool = False
+
+    @property
+    def stays(self) -> bool:
+        """Whether the replica must not be evicted: pinned, or one of the least there may be."""
+        return self.pinned or self.fleet.warm <= self.fleet.least
 
     @property
     def queue(self) -> float:
@@ -153,6 +182,8 @@ class Candidate:
     weight: float = 0.0
     shelf: list[Entry] | None = None
     entry: Entry | None = None
+    #: Why it is on no shelf, in words; "" while it is on one.
+    barrier: str = ""
 
 
 #: Sort key, a number that is unique and makes equals take turns, candidate.
@@ -165,7 +196,10 @@ class Group:
 
     kind: str
     model: str
+    fleet: Fleet
     members: dict[DeviceKey, Candidate] = field(default_factory=dict)
+    #: Those on no shelf: nothing may be placed there, and each knows why.
+    off: dict[Candidate, None] = field(default_factory=dict)
     open: list[Entry] = field(default_factory=list)
     full: list[Entry] = field(default_factory=list)
     cold: list[Entry] = field(default_factory=list)

@@ -50,6 +50,19 @@ ApiKey = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model of `blip models`.")]
+Priority = Annotated[
+    int | None, typer.Option("--priority", min=1, max=10, help="1, the most urgent, to 10.")
+]
+Deadline = Annotated[
+    float | None,
+    typer.Option("--deadline", metavar="SECONDS", help="Done by then, or refused at once."),
+]
+Require = Annotated[
+    str | None,
+    typer.Option(
+        "--require", metavar="TERMS", help="What the device must be, such as 'memory>=24GiB'."
+    ),
+]
 
 
 @app.callback()
@@ -149,6 +162,9 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="Stop before this text; up to 4 times.")
     ] = None,
+    priority: Priority = None,
+    deadline: Deadline = None,
+    require: Require = None,
     url: Url = None,
     api_key: ApiKey = None,
     json: Json = False,
@@ -158,7 +174,11 @@ def run(
 
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop}
     request = ask.Request(
-        model, system, raw, {name: value for name, value in sampling.items() if value is not None}
+        model,
+        system,
+        raw,
+        {name: value for name, value in sampling.items() if value is not None},
+        {"priority": priority, "deadline": deadline, "require": require},
     )
     return ask.run(request, prompt, url, api_key, as_json=json)
 
@@ -170,6 +190,9 @@ def embed(
         list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; else lines of stdin.")
     ] = None,
     dimensions: Annotated[int | None, typer.Option("--dimensions", min=1)] = None,
+    priority: Priority = None,
+    deadline: Deadline = None,
+    require: Require = None,
     url: Url = None,
     api_key: ApiKey = None,
     json: Json = False,
@@ -177,7 +200,8 @@ def embed(
     """Embed texts and show how near they are to each other."""
     from blip.cli import ask
 
-    return ask.embed(model, texts, dimensions, url, api_key, as_json=json)
+    task = {"priority": priority, "deadline": deadline, "require": require}
+    return ask.embed(model, texts, dimensions, task, url, api_key, as_json=json)
 
 
 @app.command()
@@ -189,19 +213,135 @@ def models(url: Url = None, api_key: ApiKey = None, json: Json = False) -> int:
 
 
 @app.command()
-def status(url: Url = None, api_key: ApiKey = None, json: Json = False) -> int:
+def status(
+    devices: Annotated[
+        bool, typer.Option("--devices", "-v", help="All that is known of each device.")
+    ] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> int:
     """Show the nodes, their devices and what is loaded."""
     from blip.cli import views
 
-    return views.status(url, api_key, as_json=json)
+    return views.status(url, api_key, devices=devices, as_json=json)
 
 
 @app.command()
 def ps(url: Url = None, api_key: ApiKey = None, json: Json = False) -> int:
-    """List the tasks in flight, and those that have just ended."""
+    """List the loaded models, the tasks in flight, and those that have just ended."""
     from blip.cli import views
 
     return views.ps(url, api_key, as_json=json)
+
+
+@app.command()
+def why(
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="Its id, or the start or the end of it.")
+    ],
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> int:
+    """Explain why a task ran where it ran, what else was considered, and what came of it."""
+    from blip.cli import why
+
+    return why.why(task, url, api_key, as_json=json)
+
+
+# --- operate --------------------------------------------------------------------------------
+
+Where = Annotated[
+    str | None,
+    typer.Argument(metavar="[NODE[/DEVICE]]", help="A node of `blip status`, or its device."),
+]
+Standing = Annotated[
+    str, typer.Argument(metavar="NODE[/DEVICE]", help="A node of `blip status`, or its device.")
+]
+Reason = Annotated[
+    str | None, typer.Option("--reason", help="Why, for those who look at `blip status`.")
+]
+
+
+@app.command()
+def load(
+    model: Model,
+    place: Where = None,
+    pin: Annotated[
+        bool | None, typer.Option("--pin/--no-pin", help="Never unload it to make room.")
+    ] = None,
+    keep_alive: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-alive",
+            metavar="SECONDS",
+            help="Unload it after that long without work; -1: when its room is needed.",
+        ),
+    ] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> int:
+    """Load a model, on the fastest device that has room unless one is named."""
+    from blip.cli import operations
+
+    return operations.load(
+        model, place, pin=pin, keep_alive=keep_alive, url=url, api_key=api_key, as_json=json
+    )
+
+
+@app.command()
+def unload(
+    model: Model,
+    place: Where = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Do not wait for what it runs: that goes elsewhere.")
+    ] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> int:
+    """Unload a model, from every node unless one is named."""
+    from blip.cli import operations
+
+    return operations.unload(model, place, force=force, url=url, api_key=api_key, as_json=json)
+
+
+@app.command()
+def cordon(
+    place: Standing,
+    reason: Reason = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> int:
+    """Take a node or a device out of service: it takes no new tasks."""
+    from blip.cli import operations
+
+    return operations.cordon(place, reason, url, api_key, as_json=json)
+
+
+@app.command()
+def uncordon(place: Standing, url: Url = None, api_key: ApiKey = None, json: Json = False) -> int:
+    """Put a node or a device back into service."""
+    from blip.cli import operations
+
+    return operations.uncordon(place, url, api_key, as_json=json)
+
+
+@app.command()
+def drain(
+    place: Standing,
+    reason: Reason = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> int:
+    """Take a node or a device out of service, and wait until nothing runs on it any more."""
+    from blip.cli import operations
+
+    return operations.drain(place, reason, url, api_key, as_json=json)
 
 
 # --- settings -------------------------------------------------------------------------------
@@ -279,6 +419,41 @@ def demo(
     return demo.demo(keep=keep, port=port, stream=verbose)
 
 
+@app.command()
+def sim(
+    scenario: Annotated[
+        str | None,
+        typer.Argument(metavar="[SCENARIO]", help="A name or a TOML file; without: list them."),
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option("--variant", metavar="NAME", help="Only this variant of it.")
+    ] = None,
+    tasks: Annotated[int | None, typer.Option("--tasks", min=1, help="So many tasks.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same run.")] = None,
+    policies: Annotated[
+        str, typer.Option("--policies", metavar="NAMES", help="Only these, such as broker,oracle.")
+    ] = "",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Where the PNG goes.")
+    ] = None,
+    no_plot: Annotated[bool, typer.Option("--no-plot", help="Only the table.")] = False,
+    json: Json = False,
+) -> int:
+    """Simulate a mesh: the broker's scheduler against other policies, in virtual time."""
+    from blip.sim.main import main
+
+    return main(
+        scenario,
+        variant=variant,
+        tasks=tasks,
+        seed=seed,
+        policies=policies,
+        plot=plot,
+        no_plot=no_plot,
+        as_json=json,
+    )
+
+
 @bench_app.command("overhead")
 def bench_overhead(
     rounds: Annotated[
@@ -297,6 +472,22 @@ def bench_overhead(
     from blip.bench import overhead
 
     return overhead.main(rounds=rounds, seconds=seconds, cases=cases, as_json=json, profile=profile)
+
+
+@bench_app.command("placement")
+def bench_placement(
+    cases: Annotated[
+        str, typer.Option("--cases", metavar="NAMES", help="Only these, such as 64-2,memory.")
+    ] = "",
+    decisions: Annotated[
+        int, typer.Option("--decisions", min=10, max=1_000_000, help="Measured in each case.")
+    ] = 2000,
+    json: Json = False,
+) -> int:
+    """Measure how long placing a task takes, and the memory that nodes take."""
+    from blip.bench import placement
+
+    return placement.main(cases=cases, decisions=decisions, as_json=json)
 
 
 @app.command()

@@ -28,13 +28,16 @@ class Request:
     system: str | None = None
     raw: bool = False
     sampling: dict[str, Any] = field(default_factory=dict)
+    #: ``priority``, ``deadline`` and ``require`` of its tasks, as the SDK takes them.
+    task: dict[str, Any] = field(default_factory=dict)
 
     def stream(self, client: Blip, turns: Sequence[dict[str, str]]) -> SyncTextStream:
         """Ask for the next turn of a conversation."""
+        options = {**self.sampling, **self.task}
         if self.raw:
-            return client.complete_stream(self.model, turns[-1]["content"], **self.sampling)
+            return client.complete_stream(self.model, turns[-1]["content"], **options)
         opening = [{"role": "system", "content": self.system}] if self.system else []
-        return client.chat_stream(self.model, [*opening, *turns], **self.sampling)
+        return client.chat_stream(self.model, [*opening, *turns], **options)
 
 
 def run(
@@ -146,6 +149,7 @@ def embed(
     model: str,
     texts: Sequence[str] | None,
     dimensions: int | None,
+    task: dict[str, Any],
     url: str | None,
     api_key: str | None,
     *,
@@ -159,7 +163,7 @@ def embed(
             "there is nothing to embed", hint='Write it: blip embed MODEL "first" "second"'
         )
     with Blip(url, api_key) as client:
-        answer = client.embed(model, texts, dimensions=dimensions)
+        answer = client.embed(model, texts, dimensions=dimensions, **task)
     if as_json:
         render.print_json(
             {

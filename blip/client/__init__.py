@@ -6,7 +6,7 @@ with Blip() as blip:
 
 from __future__ import annotations
 
-from blip.client.aio import DEFAULT_URL, AsyncBlip, Messages, TextStream
+from blip.client.aio import DEFAULT_URL, AsyncBlip, Messages, Progress
 from blip.client.answers import (
     EchoAnswer,
     EmbeddingAnswer,
@@ -15,6 +15,7 @@ from blip.client.answers import (
     Origin,
     TextAnswer,
 )
+from blip.client.stream import TextStream
 from blip.client.sync import Blip, SyncTextStream
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Messages",
     "ModelInfo",
     "Origin",
+    "Progress",
     "SyncTextStream",
     "TextAnswer",
     "TextStream",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import aiohttp
 
@@ -19,22 +19,23 @@ from blip.client.answers import (
     Origin,
     TextAnswer,
     error_from,
+    error_from_envelope,
     models_from,
-    piece_from,
     text_from,
     vectors_from,
 )
-from blip.client.sse import Events
-from blip.errors import BlipError, DeadlineExceeded, InternalError, NodeLost
+from blip.client.options import Require, task_headers
+from blip.client.stream import CONNECT_TIMEOUT, EventReader, TextStream
+from blip.errors import DeadlineExceeded, InternalError
 
 DEFAULT_URL = "http://127.0.0.1:8001"
 
-#: Seconds to wait for a TCP connection. The gateway is on this machine or in this network; one
-#: that needs longer is not there.
-CONNECT_TIMEOUT = 5.0
-
 #: Text for a chat: one user message, or the conversation.
 Messages = str | Sequence[Mapping[str, Any]]
+
+#: Called with what a node says about an order, as it goes: ``node``, ``name``, ``device``,
+#: ``state``, ``text``, ``details``.
+Progress = Callable[[dict[str, Any]], None]
 
 
 class AsyncBlip:
@@ -47,6 +48,10 @@ class AsyncBlip:
 
     Sampling options of ``chat``, ``complete`` and their streams are passed on under OpenAI's names
     (``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``, ...); None leaves one out.
+
+    Whatever runs a task takes ``priority`` (1, the most urgent, to 10), ``deadline`` (seconds from
+    now by which it must be done) and ``require``, which says what the device must be:
+    ``{"vendor": "nvidia", "memory": "24GiB"}`` or ``"vendor=nvidia; memory>=24GiB"``.
     """
 
     def __init__(
@@ -95,53 +100,207 @@ class AsyncBlip:
         """Return the tasks in flight, then those that ended lately."""
         return list((await self._json("GET", "/v1/tasks"))[0]["tasks"])
 
+    async def task(self, id: str) -> dict[str, Any]:
+        """Return one task of the gateway's, by its id, or the start or the end of it."""
+        return dict((await self._json("GET", f"/v1/tasks/{quote(id, safe='')}"))[0])
+
+    async def why(self, id: str) -> dict[str, Any]:
+        """Return why a task ran where it ran: its ``task`` and the ``decisions`` about it."""
+        return dict((await self._json("GET", f"/v1/tasks/{quote(id, safe='')}/why"))[0])
+
     # --- what it does ---
 
-    async def chat(self, model: str, messages: Messages, **options: Any) -> TextAnswer:
+    async def chat(
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
+        **options: Any,
+    ) -> TextAnswer:
         """Return the assistant's next message."""
         body = _chat_body(model, messages, options)
-        return text_from(*await self._json("POST", "/v1/chat/completions", body))
+        headers = task_headers(priority, deadline, require)
+        return text_from(*await self._json("POST", "/v1/chat/completions", body, headers))
 
-    def chat_stream(self, model: str, messages: Messages, **options: Any) -> TextStream:
+    def chat_stream(
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
+        **options: Any,
+    ) -> TextStream:
         """Return the assistant's next message piece by piece, as it is made."""
-        return TextStream(self, "/v1/chat/completions", _chat_body(model, messages, options))
+        body = _chat_body(model, messages, options)
+        headers = task_headers(priority, deadline, require)
+        return TextStream(self, "/v1/chat/completions", body, headers)
 
-    async def complete(self, model: str, prompt: str, **options: Any) -> TextAnswer:
+    async def complete(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
+        **options: Any,
+    ) -> TextAnswer:
         """Return the continuation of a text."""
         body = _body(model, {"prompt": prompt, **options})
-        return text_from(*await self._json("POST", "/v1/completions", body))
+        headers = task_headers(priority, deadline, require)
+        return text_from(*await self._json("POST", "/v1/completions", body, headers))
 
-    def complete_stream(self, model: str, prompt: str, **options: Any) -> TextStream:
+    def complete_stream(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
+        **options: Any,
+    ) -> TextStream:
         """Return the continuation of a text piece by piece, as it is made."""
-        return TextStream(self, "/v1/completions", _body(model, {"prompt": prompt, **options}))
+        body = _body(model, {"prompt": prompt, **options})
+        headers = task_headers(priority, deadline, require)
+        return TextStream(self, "/v1/completions", body, headers)
 
     async def embed(
-        self, model: str, texts: str | Sequence[str], *, dimensions: int | None = None
+        self,
+        model: str,
+        texts: str | Sequence[str],
+        *,
+        dimensions: int | None = None,
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
     ) -> EmbeddingAnswer:
         """Return one vector a text."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         options = {"input": texts, "encoding_format": "base64", "dimensions": dimensions}
-        return vectors_from(*await self._json("POST", "/v1/embeddings", _body(model, options)))
+        headers = task_headers(priority, deadline, require)
+        body = _body(model, options)
+        return vectors_from(*await self._json("POST", "/v1/embeddings", body, headers))
 
-    async def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
+    async def echo(
+        self,
+        text: str = "",
+        *,
+        model: str = "echo",
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
+        **options: Any,
+    ) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given.
 
         Options are those of :class:`blip.kinds.echo.EchoInput`; with ``size`` the answer is that
         many bytes, else the text.
         """
         body = _body(model, {"text": text, **options})
-        status, raw, headers = await self._send("POST", "/v1/echo", body)
+        said = task_headers(priority, deadline, require)
+        status, raw, headers = await self._send("POST", "/v1/echo", body, said)
         self._check(status, raw, headers)
         if headers.get("Content-Type", "").startswith("application/json"):
             raw = str(_object(raw)["text"]).encode()
         return EchoAnswer(raw, Origin.of(headers))
 
+    # --- what operators do ---
+
+    async def load(
+        self,
+        model: str,
+        node: str | None = None,
+        device: str | None = None,
+        *,
+        pin: bool | None = None,
+        keep_alive: float | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """Load a model on a node, on the best one if none is named, and wait until it is ready.
+
+        ``pin`` keeps it whatever needs its room; ``keep_alive`` is how many seconds it stays
+        without work, below 0 until its room is needed. Returns what each node said last: ``node``,
+        ``name``, ``device``, ``text`` and ``details``; ``progress`` is called with the same as it
+        goes. Raises the error of the first node that fails.
+        """
+        said = {"model": model, "node": node, "device": device}
+        return await self._order("load", {**said, "pin": pin, "keep_alive": keep_alive}, progress)
+
+    async def unload(
+        self,
+        model: str,
+        node: str | None = None,
+        device: str | None = None,
+        *,
+        force: bool | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """Unload a model from a device, a node, or every node; returns as :meth:`load` does.
+
+        What it runs is finished first, unless ``force`` is set.
+        """
+        said = {"model": model, "node": node, "device": device, "force": force}
+        return await self._order("unload", said, progress)
+
+    async def cordon(
+        self, node: str, device: str | None = None, *, reason: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Take a node, or one of its devices, out of service: it takes no new tasks."""
+        said = {"node": node, "device": device, "reason": reason}
+        return await self._order("cordon", said, None)
+
+    async def uncordon(self, node: str, device: str | None = None) -> list[dict[str, Any]]:
+        """Put a node, or one of its devices, back into service."""
+        return await self._order("uncordon", {"node": node, "device": device}, None)
+
+    async def drain(
+        self,
+        node: str,
+        device: str | None = None,
+        *,
+        reason: str | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """Take a node or a device out of service and wait until nothing runs on it any more.
+
+        Giving up the wait does not call it off: :meth:`uncordon` does.
+        """
+        said = {"node": node, "device": device, "reason": reason}
+        return await self._order("drain", said, progress)
+
+    async def _order(
+        self, verb: str, said: Mapping[str, Any], progress: Progress | None
+    ) -> list[dict[str, Any]]:
+        # streamed whether anybody listens or not: a load may take longer than the longest wait
+        # for an answer, and a stream is never silent for long
+        body = {key: value for key, value in said.items() if value is not None}
+        last: dict[str, dict[str, Any]] = {}
+        async with EventReader(self, f"/v1/mesh/{verb}", {**body, "stream": True}) as events:
+            while (data := await events.next()) is not None:
+                event = json.loads(data)
+                if "error" in event:
+                    raise error_from_envelope(event["error"])
+                last[event["node"]] = event
+                if progress is not None:
+                    progress(event)
+        return list(last.values())
+
     # --- HTTP ---
 
     async def _json(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        said: Mapping[str, str] | None = None,
     ) -> tuple[Any, Origin]:
-        status, raw, headers = await self._send(method, path, body)
+        status, raw, headers = await self._send(method, path, body, said)
         self._check(status, raw, headers)
         return _object(raw), Origin.of(headers)
 
@@ -150,12 +309,16 @@ class AsyncBlip:
             raise error_from(status, body, headers, self.url)
 
     async def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        said: Mapping[str, str] | None = None,
     ) -> tuple[int, bytes, Mapping[str, str]]:
         total = aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_TIMEOUT)
         try:
             async with self._open().request(
-                method, self.url + path, json=body, timeout=total
+                method, self.url + path, json=body, headers=said, timeout=total
             ) as response:
                 return response.status, await response.read(), response.headers
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -180,96 +343,6 @@ class AsyncBlip:
         number = getattr(error, "errno", None) or 0
         reason = os.strerror(number) if number > 0 else str(error) or type(error).__name__
         return GatewayUnreachable(f"cannot reach a gateway at {self.url}: {reason}")
-
-
-class TextStream:
-    """A text answer as it is made: iterate over its pieces, in an ``async with`` block.
-
-    The request is sent when the block is entered, and errors that come before the first piece are
-    raised there; leaving the block early cancels the task. ``finish_reason`` and ``usage`` are
-    known once the iteration has ended.
-    """
-
-    def __init__(self, client: AsyncBlip, path: str, body: dict[str, Any]) -> None:
-        self._client = client
-        self._path = path
-        self._body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        self._response: aiohttp.ClientResponse | None = None
-        self._events = Events()
-        self._pieces: deque[str] = deque()
-        self._ended = False
-        self._error: BlipError | None = None
-        self.origin = Origin()
-        self.finish_reason = ""
-        self.usage: Mapping[str, int] = {}
-
-    async def __aenter__(self) -> Self:
-        client = self._client
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=CONNECT_TIMEOUT, sock_read=client._timeout
-        )
-        try:
-            response = await client._open().post(
-                client.url + self._path, json=self._body, timeout=timeout
-            )
-            if response.status >= 400:
-                async with response:
-                    body = await response.read()
-                client._check(response.status, body, response.headers)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise client._unreachable(error) from error
-        self._response = response
-        self.origin = Origin.of(response.headers)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._response is not None:
-            # not release(): a connection with half an answer in it must not be used again
-            self._response.close()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> str:
-        if self._response is None:
-            raise RuntimeError("iterate over a stream inside its `async with` block")
-        while not (self._pieces or self._ended or self._error):
-            self._take(await self._read(self._response))
-        if self._pieces:
-            return self._pieces.popleft()
-        raise self._error or StopAsyncIteration
-
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        try:
-            chunk = await response.content.readany()
-        except TimeoutError as error:
-            raise self._client._unreachable(error) from error
-        except aiohttp.ClientError as error:
-            raise NodeLost(f"the stream broke off: {error}") from error
-        if not chunk:
-            raise NodeLost("the stream broke off before its end")
-        return chunk
-
-    def _take(self, chunk: bytes) -> None:
-        for data in self._events.feed(chunk):
-            if data == "[DONE]":
-                self._ended = True
-                return
-            try:
-                piece = piece_from(data)
-            except BlipError as error:
-                # what came before it in the same packet is the reader's first
-                self._error = error
-                return
-            self.finish_reason = piece.finish_reason or self.finish_reason
-            self.usage = piece.usage or self.usage
-            if piece.text:
-                self._pieces.append(piece.text)
 
 
 def _object(raw: bytes) -> Any:

@@ -120,8 +120,10 @@ def error_from_envelope(
     envelope: Mapping[str, Any], headers: Mapping[str, str] | None = None
 ) -> BlipError:
     """Rebuild the error in OpenAI's envelope; the ``code`` decides its class."""
-    known = {"message", "type", "code", "param", "hint", "request_id"}
+    known = {"message", "type", "code", "param", "hint", "request_id", "details"}
     details = {key: value for key, value in envelope.items() if key not in known}
+    if isinstance(envelope.get("details"), dict):
+        details |= envelope["details"]
     for name in ("param", "hint"):
         if envelope.get(name):
             details[name] = envelope[name]

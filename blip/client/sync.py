@@ -8,8 +8,9 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from blip.client.aio import AsyncBlip, Messages, TextStream
+from blip.client.aio import AsyncBlip, Messages
 from blip.client.answers import EchoAnswer, EmbeddingAnswer, ModelInfo, Origin, TextAnswer
+from blip.client.stream import TextStream
 
 T = TypeVar("T")
 
@@ -68,6 +69,14 @@ class Blip:
         """Return the tasks in flight, then those that ended lately."""
         return self._wait(self._client.tasks())
 
+    def task(self, id: str) -> dict[str, Any]:
+        """Return one task of the gateway's, by its id, or the start or the end of it."""
+        return self._wait(self._client.task(id))
+
+    def why(self, id: str) -> dict[str, Any]:
+        """Return why a task ran where it ran: its ``task`` and the ``decisions`` about it."""
+        return self._wait(self._client.why(id))
+
     def chat(self, model: str, messages: Messages, **options: Any) -> TextAnswer:
         """Return the assistant's next message."""
         return self._wait(self._client.chat(model, messages, **options))
@@ -84,15 +93,45 @@ class Blip:
         """Return the continuation of a text piece by piece, as it is made."""
         return SyncTextStream(self, self._client.complete_stream(model, prompt, **options))
 
-    def embed(
-        self, model: str, texts: str | Sequence[str], *, dimensions: int | None = None
-    ) -> EmbeddingAnswer:
-        """Return one vector a text."""
-        return self._wait(self._client.embed(model, texts, dimensions=dimensions))
+    def embed(self, model: str, texts: str | Sequence[str], **options: Any) -> EmbeddingAnswer:
+        """Return one vector a text; options as :meth:`AsyncBlip.embed`'s."""
+        return self._wait(self._client.embed(model, texts, **options))
 
     def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given."""
         return self._wait(self._client.echo(text, model=model, **options))
+
+    def load(
+        self, model: str, node: str | None = None, device: str | None = None, **options: Any
+    ) -> list[dict[str, Any]]:
+        """Load a model and wait until it is ready; options as :meth:`AsyncBlip.load`'s.
+
+        ``progress`` is called on the client's own thread.
+        """
+        return self._wait(self._client.load(model, node, device, **options))
+
+    def unload(
+        self, model: str, node: str | None = None, device: str | None = None, **options: Any
+    ) -> list[dict[str, Any]]:
+        """Unload a model; options as :meth:`AsyncBlip.unload`'s."""
+        return self._wait(self._client.unload(model, node, device, **options))
+
+    def cordon(
+        self, node: str, device: str | None = None, *, reason: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Take a node, or one of its devices, out of service: it takes no new tasks."""
+        return self._wait(self._client.cordon(node, device, reason=reason))
+
+    def uncordon(self, node: str, device: str | None = None) -> list[dict[str, Any]]:
+        """Put a node, or one of its devices, back into service."""
+        return self._wait(self._client.uncordon(node, device))
+
+    def drain(self, node: str, device: str | None = None, **options: Any) -> list[dict[str, Any]]:
+        """Take a node or a device out of service and wait until nothing runs on it any more.
+
+        Options as :meth:`AsyncBlip.drain`'s. Ctrl-C ends the wait, not the drain.
+        """
+        return self._wait(self._client.drain(node, device, **options))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

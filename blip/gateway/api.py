@@ -24,6 +24,7 @@ from blip.errors import (
 )
 from blip.gateway.envelope import ErrorEnvelope, UnsupportedMediaType
 from blip.gateway.fields import Request
+from blip.gateway.task_options import HEADERS
 
 #: Called with the exchange, and with the body where the operation has one.
 OperationHandler = Callable[..., Awaitable[web.StreamResponse]]
@@ -53,6 +54,8 @@ class Operation:
     errors: tuple[type[BlipError], ...] = ()
     #: Whether it needs no API key.
     public: bool = False
+    #: Whether it runs tasks, and so takes the headers of :mod:`blip.gateway.task_options`.
+    task: bool = False
     #: A body to try.
     example: Mapping[str, Any] | None = None
 
@@ -118,12 +121,9 @@ class Api:
             "tags": [operation.tag],
             "responses": _responses(operation, refs),
         }
-        names = _PATH_FIELD.findall(operation.path)
-        if names:
-            described["parameters"] = [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-                for name in names
-            ]
+        parameters = _parameters(operation)
+        if parameters:
+            described["parameters"] = parameters
         if operation.body is not None:
             content = {"schema": refs[operation.body.__name__], "example": operation.example}
             described["requestBody"] = {"required": True, "content": {"application/json": content}}
@@ -145,6 +145,25 @@ def _models(
             if model is not None:
                 found[model, "serialization"] = None
     return list(found)
+
+
+def _parameters(operation: Operation) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _PATH_FIELD.findall(operation.path)
+    ]
+    if operation.task:
+        found += [
+            {
+                "name": header.name,
+                "in": "header",
+                "required": False,
+                "description": header.description,
+                "schema": dict(header.schema),
+            }
+            for header in HEADERS
+        ]
+    return found
 
 
 def _responses(operation: Operation, refs: Mapping[str, Any]) -> dict[str, Any]:

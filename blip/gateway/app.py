@@ -8,8 +8,9 @@ from blip.gateway.api import Api
 from blip.gateway.exchange import Gateway
 from blip.gateway.handler import make_expect_handler, make_handler
 from blip.gateway.mesh import Mesh
-from blip.gateway.routes import about, chat, completions, echo, embeddings, health, models
+from blip.gateway.routes import about, chat, completions, echo, embeddings, health, models, tasks
 from blip.gateway.routes import mesh as mesh_routes
+from blip.gateway.routes import operations as operation_routes
 from blip.gateway.settings import GatewaySettings
 
 
@@ -24,6 +25,8 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
         *embeddings.OPERATIONS,
         *models.OPERATIONS,
         *mesh_routes.OPERATIONS,
+        *operation_routes.OPERATIONS,
+        *tasks.OPERATIONS,
         *echo.OPERATIONS,
         *health.operations(metrics_open=settings.metrics_open),
         *about.OPERATIONS,

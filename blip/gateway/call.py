@@ -9,6 +9,7 @@ from typing import Protocol
 
 from blip.errors import BlipError
 from blip.gateway.mesh import Answer, Timing
+from blip.gateway.operations import LiveOrder
 from blip.kinds import Kind, TaskInput, input_to_wire
 from blip.kinds.text import TextInput, delta_from_wire
 from blip.protocol.attempt import Command, Task
@@ -41,6 +42,7 @@ class LiveCall:
         "_parts",
         "_waiter",
         "began",
+        "due",
         "expires",
         "id",
         "kind",
@@ -67,8 +69,9 @@ class LiveCall:
         self.node = ""
         self.timing = Timing()
         self.began = owner.now()
-        #: When the task must have ended, on the loop's clock.
+        #: When the task must have ended, on the loop's clock; and the client's own deadline.
         self.expires = expires
+        self.due: float | None = None
         #: What was delivered, kept only where it lets another node continue.
         self.record: list[Payload] | None = [] if kind.resumable else None
         self.task: Task
@@ -164,13 +167,14 @@ class LiveCall:
 
 
 class NodeLink:
-    """The link to one incarnation of a node, and the calls whose attempts depend on it."""
+    """The link to one incarnation of a node, and the calls and orders that depend on it."""
 
-    __slots__ = ("calls", "dialer", "entry", "waiting")
+    __slots__ = ("calls", "dialer", "entry", "orders", "waiting")
 
     def __init__(self, entry: NodeEntry) -> None:
         self.entry = entry
         self.dialer: Dialer | None = None
         self.calls: dict[bytes, LiveCall] = {}
-        #: Submissions that wait for the link to be made.
+        self.orders: dict[int, LiveOrder] = {}
+        #: Submissions and orders that wait for the link to be made.
         self.waiting: list[Message] = []

@@ -12,13 +12,15 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 import zmq
 
-from blip.errors import BlipError, Unavailable
+from blip.errors import BlipError, NodeLost, NoNode, Unavailable
 from blip.gateway.call import LiveCall, NodeLink
-from blip.gateway.mesh import Health, Options, ServedModel, TaskView
+from blip.gateway.mesh import Health, Options, ServedModel, TaskStory, TaskView
+from blip.gateway.operations import LiveOrder
+from blip.gateway.stories import Stories
 from blip.gateway.table import NodeTable
 from blip.kinds import Kind, TaskInput, input_to_wire
 from blip.protocol import versions
@@ -46,15 +48,19 @@ from blip.protocol.messages import (
     Hello,
     Lease,
     Message,
+    Move,
     NodeEntry,
     Nodes,
+    Order,
+    Ordered,
     Place,
     Refuse,
     Release,
+    Story,
     Submit,
     Welcome,
 )
-from blip.protocol.placement import choose
+from blip.protocol.placement import choose, unsatisfiable
 from blip.transport.host import host_id, reachable
 from blip.transport.links import Dialer
 
@@ -72,6 +78,9 @@ PRECISE_TIMEOUT = 10.0
 #: How long a cancelled attempt may take to stop before its lease is released regardless; a node
 #: reports a worker that cannot be stopped by itself.
 CANCEL_TIMEOUT = 10.0
+
+#: Least seconds that a deadline is said to be away: 0 would mean that there is none.
+MIN_DEADLINE = 0.001
 
 #: A RELEASE may be this late. Requests that follow each other then cost one message to the broker,
 #: not two; to a queue that waits for the slot it is nothing beside the task itself.
@@ -127,6 +136,8 @@ class Dispatcher:
         self._links: dict[str, NodeLink] = {}
         self._calls: dict[bytes, LiveCall] = {}
         self._history: collections.deque[TaskView] = collections.deque(maxlen=HISTORY)
+        self._stories = Stories(self.now)
+        self._orders = 0
         self._deadlines: Deadlines[tuple[bytes, int, str]] = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
@@ -147,7 +158,11 @@ class Dispatcher:
         self._counter += 1
         id = self._prefix + self._counter.to_bytes(6, "big")
         timeout = self._timeout if options.timeout is None else options.timeout
-        call = LiveCall(self, id, kind, value, self.now() + timeout)
+        if options.deadline is not None:
+            timeout = min(timeout, options.deadline)
+        now = self.now()
+        call = LiveCall(self, id, kind, value, now + timeout)
+        call.due = None if options.deadline is None else now + options.deadline
         place = Place(
             id,
             1,
@@ -155,8 +170,9 @@ class Dispatcher:
             model,
             kind.units(value),
             options.priority,
-            options.timeout or 0.0,
+            options.deadline or 0.0,
             options.tenant,
+            require=dict(options.require),
         )
         call.task = Task(
             place,
@@ -181,6 +197,36 @@ class Dispatcher:
     def tasks(self) -> list[TaskView]:
         """Tasks in flight, oldest first; then those that ended lately, newest first."""
         return [*map(self._view, self._calls.values()), *reversed(self._history)]
+
+    async def order(self, node: NodeEntry, order: Order) -> AsyncGenerator[Ordered, None]:
+        """Give a node an order; see :meth:`blip.gateway.mesh.Mesh.order`."""
+        self._orders += 1
+        live = LiveOrder(order._replace(number=self._orders))
+        link = self._link(node.id, node.incarnation)
+        if link is None or self._draining:
+            gone = Unavailable("this gateway is shutting down") if self._draining else None
+            live.fail(gone or NodeLost("the node is not known here any more"))
+        else:
+            link.orders[self._orders] = live
+            if link.dialer is not None and link.dialer.ready:
+                link.dialer.send(live.order)
+            else:
+                link.waiting.append(live.order)
+        try:
+            async for ordered in live.updates():
+                yield ordered
+        finally:
+            if link is not None:
+                link.orders.pop(live.order.number, None)
+                if live.order in link.waiting:
+                    link.waiting.remove(live.order)
+
+    async def why(self, task: bytes) -> TaskStory:
+        """Tell what was decided about a task; see :meth:`blip.gateway.mesh.Mesh.why`."""
+        broker = self._broker
+        return await self._stories.tell(
+            task, broker.send if broker is not None and broker.usable else None
+        )
 
     async def health(self) -> list[Health]:
         """Look at everything this gateway depends on."""
@@ -208,6 +254,7 @@ class Dispatcher:
             return
         if self._broker is not None:
             self._broker.close()
+            self._stories.abandon()
         self._broker_endpoint = endpoint
         self._broker = Dialer(self._context, endpoint, self._hello, self._on_broker)
 
@@ -219,6 +266,9 @@ class Dispatcher:
     async def drain(self, timeout: float) -> None:
         """Take nothing new, and wait until what runs has ended, at most ``timeout`` seconds."""
         self._draining = True
+        for link in self._links.values():
+            for order in link.orders.values():
+                order.fail(Unavailable("this gateway is shutting down; the node goes on with it"))
         if self._calls:
             self._idle = self.loop.create_future()
             await asyncio.wait({self._idle}, timeout=timeout)
@@ -269,6 +319,10 @@ class Dispatcher:
         elif self._broker_usable:
             self._send_releases()
             assert self._broker is not None
+            if type(message) is Place and call.due is not None:
+                # an attempt's deadline counts from now, and the first may be long ago
+                left = max(MIN_DEADLINE, call.due - self.now())
+                message = message._replace(deadline=left)
             self._broker.send(message)
         elif type(message) is Place:
             # not from within the task's own decision: its answer is a new event
@@ -298,7 +352,7 @@ class Dispatcher:
             self._leave(call)
             call.link = link
             link.calls[call.id] = call
-            call.node = link.entry.name
+            call.node = self._table.names.get(link.entry.id, link.entry.name)
             self._remind(call.id, message.attempt, "accept", ACCEPT_TIMEOUT)
         if link.dialer is not None and link.dialer.ready:
             link.dialer.send(message)
@@ -312,19 +366,28 @@ class Dispatcher:
         task = call.task
         if task.state is not State.PLACING or task.place.attempt != place.attempt:
             return
+        entries = list(self._table.nodes.values())
         found = choose(
-            list(self._table.nodes.values()),
+            entries,
             place.kind,
             place.model,
             self._in_flight,
             place.exclude,
             self._rng.random,
+            place.require,
         )
         if found is None:
+            error: BlipError | None = None
+            if place.require:
+                error = unsatisfiable(entries, place.kind, place.model, place.require)
             text = "no broker is connected and no node that could run this is known"
-            self.execute(call, task.denied(Deny(place.task, place.attempt, "no_node", text)))
+            code, text, details = (error or NoNode(text)).to_wire()
+            self._stories.refused(place, code, text)
+            deny = Deny(place.task, place.attempt, code, text, details)
+            self.execute(call, task.denied(deny))
             return
         node, incarnation, device = found
+        self._stories.placed(place, node, self._table.names.get(node, node), device)
         self._granted(call, Grant(place.task, place.attempt, node, incarnation, device))
 
     def _in_flight(self, node: str, device: str) -> int:
@@ -365,6 +428,8 @@ class Dispatcher:
             task.place.attempt,
             self.now() - call.began if call.timing.total is None else call.timing.total,
             error,
+            task.grant.device if task.grant is not None else "",
+            task.place.priority,
         )
 
     # --- the broker -------------------------------------------------------------------------
@@ -415,13 +480,20 @@ class Dispatcher:
             call = self._calls.get(event.task)  # type: ignore[union-attr]
             if call is not None:
                 self.execute(call, call.task.denied(event))  # type: ignore[arg-type]
+        elif kind is Move:
+            call = self._calls.get(event.task)  # type: ignore[union-attr]
+            if call is not None:
+                self.execute(call, call.task.moved(event))  # type: ignore[arg-type]
         elif kind is Nodes:
             self._update(event)  # type: ignore[arg-type]
+        elif kind is Story:
+            self._stories.told(event)  # type: ignore[arg-type]
         elif kind is Ready:
             log.info("connected to the broker at %s", self._broker_endpoint)
             self._replace()
         elif kind is Lost or kind is Suspect:
             log.warning("the broker is %s; placing by ourselves", kind.__name__.lower())
+            self._stories.abandon()
             self._replace()
         elif kind is Closed:
             log.error("the broker ended the link: %s", event.text)  # type: ignore[union-attr]
@@ -521,6 +593,10 @@ class Dispatcher:
             else:
                 commands = task.stopped(event)  # type: ignore[arg-type]
             self.execute(call, commands)
+        elif kind is Ordered:
+            order = link.orders.get(event.number)  # type: ignore[union-attr]
+            if order is not None:
+                order.take(event)  # type: ignore[arg-type]
         elif kind is Ready:
             peer = event.peer  # type: ignore[union-attr]
             if isinstance(peer, Welcome) and peer.epoch != link.entry.incarnation:
@@ -538,7 +614,9 @@ class Dispatcher:
             self._drop(link.entry.id, "the node closed the link")
 
     def _void(self, link: NodeLink, reason: str) -> None:
-        """Every attempt that depends on this link is lost."""
+        """Every attempt and every order that depends on this link is lost."""
+        for order in link.orders.values():
+            order.fail(NodeLost(reason))
         calls, link.calls = link.calls, {}
         link.waiting.clear()
         for call in calls.values():

@@ -47,6 +47,9 @@ class ErrorDetail(BaseModel):
     code: str
     """Stable; match on this."""
     hint: str | None
+    details: dict[str, Any]
+    """Numbers and names behind the message, such as ``earliest_finish``; what is there depends
+    on the code."""
     request_id: str
 
 
@@ -64,9 +67,23 @@ def error_json(error: BlipError, request_id: str) -> str:
         "param": error.param,
         "code": error.code,
         "hint": error.hint or None,
+        "details": {str(key): _plain(value) for key, value in error.details.items()},
         "request_id": request_id,
     }
     return _encode({"error": detail})
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has words for: details may come from a peer, and msgpack knows more."""
+    if isinstance(value, str | int | None):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def error_response(error: BlipError, request_id: str) -> web.Response:
@@ -77,6 +94,9 @@ def error_response(error: BlipError, request_id: str) -> web.Response:
     if error.retry_after is not None:
         # the header knows whole seconds only; rounding down would invite a second refusal
         response.headers["Retry-After"] = str(max(0, math.ceil(error.retry_after)))
+    elif error.status >= 500 and not error.retryable:
+        # OpenAI's clients send whatever fails with 5xx again, unless they are told not to
+        response.headers["X-Should-Retry"] = "false"
     if isinstance(error, MethodNotAllowed):
         response.headers["Allow"] = ", ".join(error.details["allow"])
     return response

@@ -34,6 +34,8 @@ Pumped = tuple[int, list[Payload] | Answer | Exception]
 #: A client's own request id is taken over if it is visible ASCII and not absurdly long.
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
+_NOTHING_SAID = Options()
+
 #: Task ids that fit the header lines that common clients accept (8 KiB) with room to spare.
 _SHOWN_TASKS = 16
 
@@ -81,6 +83,7 @@ class Exchange:
         "kind",
         "model",
         "open_calls",
+        "options",
         "request",
         "request_id",
         "tenant",
@@ -92,6 +95,8 @@ class Exchange:
         self.request_id = request_id
         #: Name of the API key, "" where none is needed.
         self.tenant = ""
+        #: What the headers say about the tasks of this request.
+        self.options = _NOTHING_SAID
         self.kind = ""
         self.model = ""
         self.calls: list[Call] = []
@@ -104,9 +109,8 @@ class Exchange:
     def start(self, kind: Kind, model: str, inputs: Iterable[TaskInput]) -> None:
         """Start one task an input. Raises what :meth:`Mesh.call` raises."""
         self.kind, self.model = kind.name, model
-        options = Options(tenant=self.tenant, request_id=self.request_id)
         for value in inputs:
-            self.calls.append(self.gateway.mesh.call(kind, model, value, options))
+            self.calls.append(self.gateway.mesh.call(kind, model, value, self.options))
             self.answers.append(None)
             self._outcomes.append("cancelled")
             self.open_calls += 1

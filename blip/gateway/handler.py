@@ -12,6 +12,7 @@ from blip.gateway.api import Operation
 from blip.gateway.body import check_length, read_body
 from blip.gateway.envelope import ExpectationFailed, error_response
 from blip.gateway.exchange import Exchange, Gateway
+from blip.gateway.task_options import read_options
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -28,6 +29,7 @@ def make_handler(gateway: Gateway, operation: Operation) -> Handler:
     settings = gateway.settings
     run, body, route = operation.handler, operation.body, operation.template
     keyring = None if operation.public else gateway.keyring
+    runs_tasks = operation.task
 
     async def serve(request: web.Request) -> web.StreamResponse:
         begun = time.perf_counter()
@@ -40,6 +42,8 @@ def make_handler(gateway: Gateway, operation: Operation) -> Handler:
             try:
                 if keyring is not None:
                     exchange.tenant = keyring.tenant(headers.get("Authorization"))
+                if runs_tasks:
+                    exchange.options = read_options(headers, exchange.tenant, exchange.request_id)
                 if body is None:
                     response = await run(exchange)
                 else:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from blip.kinds import Kind, TaskInput
-from blip.protocol.messages import NodeEntry, Payload
+from blip.protocol.messages import NodeEntry, Order, Ordered, Payload
 
 
 @dataclass(slots=True)
@@ -96,6 +96,18 @@ class TaskView:
     #: Seconds since it was submitted.
     age: float
     error: str = ""
+    #: The device of the current attempt, "" while it has none.
+    device: str = ""
+    priority: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStory:
+    """What is known about how a task came to run where it ran; see :mod:`blip.gateway.stories`."""
+
+    decisions: list[dict[str, Any]]
+    #: Whose part is missing, if any; a sentence.
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +126,20 @@ class Options:
 
     tenant: str = ""
     priority: int = 5
-    #: Seconds until the task fails with ``deadline_exceeded``; None for the gateway's default.
+    #: Seconds until the task fails with ``deadline_exceeded``; None for the gateway's default. It
+    #: ends what takes absurdly long and says nothing about when the answer is of use.
     timeout: float | None = None
+    #: Seconds until the answer is of no use any more; None for never. The broker plans with it:
+    #: what cannot be done by then is refused at once with ``deadline_unreachable``.
+    deadline: float | None = None
+    #: What the device must be: see :mod:`blip.protocol.constraints`, in its checked form.
+    require: Mapping[str, Any] = field(default_factory=dict)
     #: Shows in logs next to the task's id.
     request_id: str = ""
 
 
 class Mesh(Protocol):
-    """The mesh as a gateway sees it. All but ``health`` is in memory: it waits for nobody."""
+    """The mesh as a gateway sees it. What is not a coroutine is in memory: it waits for nobody."""
 
     def call(self, kind: Kind, model: str, value: TaskInput, options: Options) -> Call:
         """Start a task.
@@ -142,6 +160,18 @@ class Mesh(Protocol):
 
     def tasks(self) -> list[TaskView]:
         """Tasks in flight first, oldest first; then those that ended lately, newest first."""
+        ...
+
+    def order(self, node: NodeEntry, order: Order) -> AsyncGenerator[Ordered, None]:
+        """Give a node an order and yield what it says, to the end: ``done`` or ``failed``.
+
+        Never raises: a node that is lost, or silent, has failed. The order's number is set here.
+        Leaving early does not call the order off.
+        """
+        ...
+
+    async def why(self, task: bytes) -> TaskStory:
+        """Tell what was decided about a task, its id in bytes. Never raises for an unknown one."""
         ...
 
     async def health(self) -> list[Health]:

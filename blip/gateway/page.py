@@ -79,6 +79,17 @@ def _section(
             "<details><summary>Fields</summary><table><tr><th>Field<th>Type<th></tr>"
             f"{rows}</table></details>"
         )
+    headers = [each for each in described.get("parameters", ()) if each["in"] == "header"]
+    if headers:
+        rows = "".join(
+            f"<tr><td><code>{escape(each['name'])}</code><td>{escape(_type(each['schema']))}"
+            f"<td>{escape(each['description'])}"
+            for each in headers
+        )
+        parts.append(
+            "<details><summary>Headers</summary><table><tr><th>Header<th>Type<th></tr>"
+            f"{rows}</table></details>"
+        )
     rows = "".join(
         f"<tr><td>{status}<td>{escape(answer['description'])}"
         for status, answer in sorted(described["responses"].items())

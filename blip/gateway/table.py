@@ -8,6 +8,7 @@ import difflib
 from blip.errors import BlipError, ModelLoadFailed, ModelNotFound, NoNode
 from blip.gateway.mesh import ServedModel
 from blip.protocol.messages import NodeEntry, Nodes
+from blip.protocol.names import unique_names
 
 
 class NodeTable:
@@ -15,6 +16,8 @@ class NodeTable:
 
     def __init__(self) -> None:
         self.nodes: dict[str, NodeEntry] = {}
+        #: The names that nodes are shown by, by id.
+        self.names: dict[str, str] = {}
         self.served: list[ServedModel] = []
         self._serving: set[tuple[str, str]] = set()
         self._broken: dict[str, str] = {}
@@ -57,16 +60,17 @@ class NodeTable:
         broken: dict[str, str] = {}
         found: dict[str, tuple[set[str], list[int], list[str]]] = {}
         ready: collections.Counter[str] = collections.Counter()
+        self.names = unique_names(self.nodes.values())
         for entry in self.nodes.values():
             if entry.status == "lost":
                 continue
             for model in entry.advert.models:
                 if not model.kinds:  # its node could not even find out what it does
-                    broken[model.name] = f"{model.error} (node {entry.name})"
+                    broken[model.name] = f"{model.error} (node {self.names[entry.id]})"
                     continue
                 kinds, contexts, names = found.setdefault(model.name, (set(), [], []))
                 kinds.update(model.kinds)
-                names.append(entry.name)
+                names.append(self.names[entry.id])
                 if model.context is not None:
                     contexts.append(model.context)
                 serving.update((kind, model.name) for kind in model.kinds)

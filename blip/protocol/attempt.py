@@ -44,8 +44,10 @@ from blip.protocol.messages import (
     Fail,
     Grant,
     Message,
+    Move,
     Payload,
     Place,
+    Recall,
     Refuse,
     Release,
     Submit,
@@ -294,12 +296,25 @@ class Task:
             return _NOTHING
         if self.state is State.CANCELLING:
             return self._stopped("refused")
+        if refuse.code == Refusal.RECALLED.value and not self.part:
+            # what was asked for: nobody's fault, and the node is as good as any
+            place = self.place
+            return self._again((ToBroker(Release(place.task, place.attempt, "recalled")),))
         if self.state is not State.SUBMITTED:
             return _NOTHING
         self.refusals += 1
         error = REFUSED.get(refuse.code, Unavailable)
         self.error = error(refuse.text, details={**refuse.details, "refusal": refuse.code})
         return self._over("refused", soft=True, again=self.refusals < MAX_REFUSALS)
+
+    def moved(self, move: Move) -> Sequence[Command]:
+        """The broker knows a better device: ask the node for the attempt, unless it has begun."""
+        if move.attempt != self.place.attempt or self.grant is None or self.part:
+            return _NOTHING
+        if self.state not in (State.SUBMITTED, State.RUNNING):
+            return _NOTHING
+        recall = Recall(move.task, move.attempt)
+        return (ToNode(self.grant.node, self.grant.incarnation, recall),)
 
     def data(self, data: Data) -> Sequence[Command]:
         """A part of the result."""

@@ -267,7 +267,10 @@ class Deny(NamedTuple):
 
 
 class Release(NamedTuple):
-    """A lease is over. ``outcome``: ``done``, ``failed``, ``refused``, ``cancelled``, ``lost``."""
+    """A lease is over.
+
+    ``outcome``: ``done``, ``failed``, ``refused``, ``recalled``, ``cancelled``, ``lost``.
+    """
 
     task: bytes
     attempt: int

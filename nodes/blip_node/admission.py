@@ -126,14 +126,15 @@ def decide(
     executions: Executions,
     entry: Entry | None,
     device_known: bool,
-    device_fault: str | None,
+    device_refusal: str,
     replica: Replica | None,
     room: Fit | None,
     total: int = 0,
 ) -> Refuse | None:
     """Return why an attempt is refused, or None to accept it.
 
-    ``room`` is only looked at when there is no replica yet, or one whose load failed.
+    ``device_refusal`` says why the device takes nothing new, "" if it does. ``room`` is only
+    looked at when there is no replica yet, or one whose load failed.
     """
 
     def refuse(code: Refusal, text: str, **details: Any) -> Refuse:
@@ -152,8 +153,8 @@ def decide(
         return refuse(Refusal.UNKNOWN_MODEL, f"no model '{submit.model}' for {submit.kind} here")
     if not device_known:
         return refuse(Refusal.NO_MEMORY, f"there is no device '{submit.device}' here")
-    if device_fault:
-        return refuse(Refusal.NO_MEMORY, f"device '{submit.device}': {device_fault}")
+    if device_refusal:
+        return refuse(Refusal.DRAINING, device_refusal)
     if replica is None or replica.state is State.FAILED:
         if entry.error is not None and now < entry.retry_at:
             return refuse(Refusal.LOAD_FAILED, entry.error.message)

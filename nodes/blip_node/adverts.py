@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 from blip.protocol import messages
 from blip_node.capacity import Capacity, Reading
+from blip_node.capacity.metrics import metrics
 from blip_node.catalogue import Catalogue
 from blip_node.executions import Executions
 from blip_node.replica import Replica
+from blip_node.standing import Standing
 
 
 def advert(
@@ -22,12 +24,14 @@ def advert(
     executions: Executions,
     speed: float,
     bandwidth: Mapping[str, float],
+    standings: Mapping[str, Standing],
     held: Callable[[str], int],
     reserved: Callable[[str], int],
 ) -> messages.Advert:
-    """State everything a broker plans with. ``bandwidth`` is measured bytes a second by device.
+    """State everything a broker plans with.
 
-    ``held`` and ``reserved`` are the bytes that replicas take on a device, and will take.
+    ``bandwidth`` is measured bytes a second by device; ``standings`` has every device; ``held``
+    and ``reserved`` are the bytes that replicas take on a device, and will take.
     """
     gpu = any(reading.info.gpu for reading in capacity.readings)
     return messages.Advert(
@@ -38,6 +42,7 @@ def advert(
                 reading,
                 speed,
                 bandwidth,
+                standings[reading.info.id],
                 held=held(reading.info.id),
                 reserved=reserved(reading.info.id),
             )
@@ -53,6 +58,7 @@ def _device(
     reading: Reading,
     speed: float,
     bandwidth: Mapping[str, float],
+    standing: Standing,
     *,
     held: int,
     reserved: int,
@@ -72,8 +78,12 @@ def _device(
         sample.power if sample is not None else None,
         info.speed or speed,
         bandwidth.get(info.id),
-        0.0 if reading.fault else 1.0,
-        reading.age or 0.0,
+        ours=held if free is None else sample.own_memory if sample is not None else None,
+        foreign=sample.foreign_memory if sample is not None else None,
+        metrics=metrics(reading),
+        health=standing.health,
+        age=reading.age or 0.0,
+        state=standing.word,
+        reason=standing.reason,
         reserved=reserved,
-        ours=held if free is None else None,
     )

@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import zmq
 
@@ -15,6 +15,7 @@ from blip import __version__
 from blip.errors import BlipError, DeadlineExceeded
 from blip.errors import Cancelled as CancelledError
 from blip.protocol import versions
+from blip.protocol.attempt import Refusal
 from blip.protocol.link import Closed, LinkEvent, Liveness, Lost, Ready
 from blip.protocol.messages import (
     Accept,
@@ -29,6 +30,8 @@ from blip.protocol.messages import (
     Message,
     Order,
     Ordered,
+    Recall,
+    Refuse,
     Stats,
     Submit,
     Welcome,
@@ -39,9 +42,12 @@ from blip_node.admission import decide
 from blip_node.adverts import advert
 from blip_node.capacity import Monitor, Provider, Reading
 from blip_node.catalogue import Catalogue
+from blip_node.cordons import Cordons
 from blip_node.executions import Execution, Executions, State
 from blip_node.loads import Loads
+from blip_node.orders import Orders
 from blip_node.replicas import Place, Replicas
+from blip_node.warden import Manners, Warden
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +83,8 @@ class Agent:
         providers: list[Provider],
         catalogue: Catalogue,
         place: Place,
+        manners: Manners,
+        cordons: Cordons,
         liveness: Liveness | None = None,
     ) -> None:
         self.identity = identity
@@ -103,6 +111,15 @@ class Agent:
             self._now,
             place.speed,
         )
+        self._warden = Warden(
+            self,
+            replicas=self._replicas,
+            executions=self._executions,
+            catalogue=catalogue,
+            manners=manners,
+            cordons=cordons,
+        )
+        self._orders = Orders(self._warden, identity.name, self._loads)
         self._listener = Listener(context, binds, self._welcome, self._on_peer, data=True)
         self._brokers: dict[str, Dialer] = {}
         self._numbers = itertools.count(1)
@@ -113,8 +130,11 @@ class Agent:
         self._announcing: asyncio.TimerHandle | None = None
         self._capacity = self._monitor.capacity()
         self._draining = False
+        self._closing = False
         self._idle: asyncio.Future[None] | None = None
-        self._counted = {"accepted": 0, "refused": 0, "done": 0, "failed": 0, "cancelled": 0}
+        self._counted = dict.fromkeys(
+            ("accepted", "refused", "recalled", "done", "failed", "cancelled"), 0
+        )
 
     @property
     def endpoints(self) -> list[str]:
@@ -147,14 +167,14 @@ class Agent:
     async def drain(self, timeout: float) -> None:
         """Take nothing new and wait for what runs, at most ``timeout`` seconds."""
         self._draining = True
-        self._advertise()
+        self.advertise()
         if len(self._executions):
             self._idle = self._loop.create_future()
             await asyncio.wait({self._idle}, timeout=timeout)
 
     async def close(self) -> None:
         """Say goodbye, end the workers, stop sampling."""
-        self._draining = True
+        self._draining = self._closing = True
         for timer in (self._beat, self._soon, self._announcing):
             if timer is not None:
                 timer.cancel()
@@ -170,13 +190,17 @@ class Agent:
 
     def _preload(self, name: str) -> None:
         entry = self._catalogue.get(name)
-        readings = self._monitor.capacity().readings
+        readings = [
+            reading
+            for reading in self._capacity.readings
+            if not self._warden.refusal(reading.info.id)
+        ]
         if entry is None or self._draining:
             return
-        if not readings:  # the providers are still looking
+        if not readings:  # the providers are still looking, or no device takes anything yet
             self._loop.call_later(TICK, self._preload, name)
             return
-        self.order_load(Order(0, "load", model=name), lambda said: self._preloaded(name, said))
+        self._loads.load(Order(0, "load", model=name), lambda said: self._preloaded(name, said))
 
     @staticmethod
     def _preloaded(name: str, said: Ordered) -> None:
@@ -189,7 +213,9 @@ class Agent:
         def handle(event: LinkEvent | Message) -> None:
             if isinstance(event, Ready):
                 log.info("connected to the broker at %s", endpoint)
-                self._advertise()
+                self.advertise()
+            elif isinstance(event, Order):
+                self._orders.handle(event, say, self._now())
             elif isinstance(event, Lost):
                 log.warning("lost the broker at %s: %s", endpoint, event.reason)
             elif isinstance(event, Closed):
@@ -197,7 +223,12 @@ class Agent:
                 if event.code != "superseded":
                     self._loop.call_later(1.0, self._redial, endpoint)
 
-        return Dialer(self._context, endpoint, self._hello, handle)
+        def say(answer: Ordered) -> None:
+            if dialer.ready:
+                dialer.send(answer)
+
+        dialer = Dialer(self._context, endpoint, self._hello, handle)
+        return dialer
 
     def _redial(self, endpoint: str) -> None:
         old = self._brokers.get(endpoint)
@@ -227,21 +258,28 @@ class Agent:
         """Advertise soon: something that placement should know has changed."""
         if self._soon is None and self._beat is not None:
             wait = max(0.0, self._advertised + CHANGE_GAP - self._now())
-            self._soon = self._loop.call_later(wait, self._advertise)
+            self._soon = self._loop.call_later(wait, self.advertise)
 
     def _changed(self) -> None:
         """The monitor has seen something that placement should know."""
-        self._capacity = self._monitor.capacity()
+        self._look()
         self._hasten()
 
-    def _advertise(self) -> None:
+    def _look(self) -> None:
+        """See how the devices are, and do what follows from that."""
+        self._monitor.own_pids = self._replicas.pids
+        self._capacity = self._monitor.capacity()
+        if not self._closing:
+            self._warden.step(self._capacity)
+            self._orders.tick(self._now())
+
+    def advertise(self) -> None:
+        """Advertise at once; see :class:`blip_node.warden.Host`."""
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
         now = self._now()
         self._advertised = now
-        self._monitor.own_pids = self._replicas.pids
-        self._capacity = self._monitor.capacity()
         ready = [dialer for dialer in self._brokers.values() if dialer.ready]
         if not ready:
             return
@@ -255,6 +293,7 @@ class Agent:
             executions=self._executions,
             speed=self._place.speed,
             bandwidth=self._replicas.bandwidth,
+            standings=self._warden.standings,
             held=self._replicas.held,
             reserved=self._replicas.reserved,
         )
@@ -262,6 +301,8 @@ class Agent:
             dialer.send(statement)
 
     def _tick(self) -> None:
+        if self._beat is not None:
+            self._beat = self._loop.call_later(TICK, self._tick)
         now = self._now()
         self._listener.tick(now)
         for dialer in self._brokers.values():
@@ -269,12 +310,11 @@ class Agent:
         for execution in self._executions.expired(now):
             self._replicas.cancel(execution)
             self.failed(execution, DeadlineExceeded("the deadline passed while it waited"))
+        self._look()
         self._replicas.tick(now)
         self._loads.check()
         if now - self._advertised >= self._liveness.heartbeat - TICK / 2:
-            self._advertise()
-        if self._beat is not None:
-            self._beat = self._loop.call_later(TICK, self._tick)
+            self.advertise()
 
     # --- gateways ---------------------------------------------------------------------------
 
@@ -297,11 +337,13 @@ class Agent:
                 self._credit(event)
             case Cancel():
                 self._cancel(peer, event)
-            case Order():
-                self._order(peer, event)
+            case Recall():
+                self._recall(peer, event)
             case Lost():
                 for execution in self._executions.of(peer):
                     self._stop(execution)
+            case Order():
+                self._orders.handle(event, partial(self._say, peer), self._now())
             case Info() if not event.body:
                 self._say(peer, Info(self._info()))
             case Stats() if not event.body:
@@ -327,7 +369,7 @@ class Agent:
             executions=self._executions,
             entry=entry,
             device_known=reading is not None,
-            device_fault=reading.fault if reading is not None else None,
+            device_refusal=self._warden.refusal(submit.device),
             replica=replica,
             room=room,
             total=(reading.info.memory_total if reading is not None else None) or 0,
@@ -351,26 +393,9 @@ class Agent:
             self._announcing = self._loop.call_later(ACCEPT_AFTER, self._announce)
         self._replicas.submit(replica, execution)
 
-    def _order(self, peer: Peer, order: Order) -> None:
-        verbs = {"load": self.order_load, "unload": self.order_unload}
-        run = verbs.get(order.verb)
-        if run is not None:
-            run(order, lambda said: self._say(peer, said))
-            return
-        text = f"this node takes no order '{order.verb}', only {', '.join(verbs)}"
-        self._say(peer, Ordered(order.number, "failed", "invalid_request", text))
-
-    def order_load(self, order: Order, say: Callable[[Ordered], None]) -> None:
-        """Load a model; see :meth:`blip_node.loads.Loads.load`."""
-        self._loads.load(order, say)
-
-    def order_unload(self, order: Order, say: Callable[[Ordered], None]) -> None:
-        """Unload a model; see :meth:`blip_node.loads.Loads.unload`."""
-        self._loads.unload(order, say)
-
     def _why_not(self, reading: Reading) -> str:
         """Why a device takes nothing new, "" if it does."""
-        return "this node is draining" if self._draining else reading.fault or ""
+        return "this node is draining" if self._draining else self._warden.refusal(reading.info.id)
 
     def _announce(self) -> None:
         self._announcing = None
@@ -389,6 +414,18 @@ class Agent:
             # it overtook its SUBMIT, which will be refused
             self._executions.bury(cancel.task, cancel.attempt, self._now())
         self._say(peer, Cancelled(cancel.task, cancel.attempt))
+
+    def _recall(self, peer: Peer, recall: Recall) -> None:
+        """Give an attempt back that no worker has begun with; silence means that one has."""
+        execution = self._executions.get(recall.task, recall.attempt)
+        if execution is None or execution.state is not State.WAITING:
+            return
+        self._replicas.cancel(execution)
+        self._executions.end(execution, self._now())
+        self._counted["recalled"] += 1
+        code, text = Refusal.RECALLED.value, "given back before it began"
+        self._say(peer, Refuse(recall.task, recall.attempt, code, text))
+        self._ended()
 
     def _credit(self, credit: Credit) -> None:
         execution = self._executions.get(credit.task, credit.attempt)
@@ -417,7 +454,9 @@ class Agent:
 
     def part(self, execution: Execution, payload: bytes) -> None:
         """Pass a part on; see :class:`blip_node.outcomes.Outcomes`."""
-        if execution.state is State.RUNNING:
+        if execution.peer is None:
+            self._warden.part(execution, payload)
+        elif execution.state is State.RUNNING:
             execution.announced = True
             self._say(
                 execution.peer, Data(execution.task, execution.attempt, execution.part, payload)
@@ -434,6 +473,9 @@ class Agent:
         payload: bytes,
     ) -> None:
         """Pass the end on; see :class:`blip_node.outcomes.Outcomes`."""
+        if execution.peer is None:
+            self._warden.done(execution, payload)
+            return
         stopping = execution.state is State.STOPPING
         if not self._executions.end(execution, self._now()):
             return
@@ -462,6 +504,9 @@ class Agent:
 
     def failed(self, execution: Execution, error: BlipError) -> None:
         """Pass the failure on; see :class:`blip_node.outcomes.Outcomes`."""
+        if execution.peer is None:
+            self._warden.failed(execution, error)
+            return
         stopping = execution.state is State.STOPPING
         if not self._executions.end(execution, self._now()):
             return

@@ -155,6 +155,14 @@ class Executions:
         """Every attempt that this peer submitted."""
         return [held for held in self._held.values() if held.peer is peer]
 
+    def on(self, device: str) -> list[Execution]:
+        """Every attempt that waits or runs on a device."""
+        return [
+            held
+            for held in self._held.values()
+            if held.replica is not None and held.replica.device == device
+        ]
+
     def expired(self, now: float) -> list[Execution]:
         """Every attempt that still waits although its task's deadline has passed."""
         return [
@@ -165,4 +173,7 @@ class Executions:
 
     def running(self) -> list[Running]:
         """List what is held, for the advert."""
-        return [Running(held.task, held.attempt) for held in self._held.values()]
+        return [
+            Running(held.task, held.attempt, held.state is not State.WAITING)
+            for held in self._held.values()
+        ]

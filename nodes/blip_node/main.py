@@ -29,12 +29,17 @@ from blip.transport.folder import socket_folder
 from blip.transport.host import host_id, reachable
 from blip_node import capacity
 from blip_node.agent import Agent, Identity
+from blip_node.capacity.display import has_display
+from blip_node.capacity.neighbour import Limits
+from blip_node.capacity.schedule import parse
 from blip_node.catalogue import Catalogue
+from blip_node.cordons import Cordons
 from blip_node.footprints import Footprints
 from blip_node.models.find import found
 from blip_node.models.spec import ModelSpec
 from blip_node.replicas import Place
 from blip_node.supervisor import kill_forkserver
+from blip_node.warden import Manners
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +65,24 @@ def main(argv: list[str]) -> int:
 
 async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
     """Be a node until ``stop``."""
+    node = config.node
+    manners = Manners(
+        node.neighbour,
+        Limits(node.neighbour_memory, node.neighbour_utilization),
+        parse(node.schedule),
+        has_display(os.environ),
+    )
     with contextlib.ExitStack() as stack:
         identity = stack.enter_context(_identity(config.mesh.state_dir, name))
+        # the agent's own, as the identity's file is held: nobody else writes it
+        cordons = Cordons(_node_file(config.mesh.state_dir, name, "cordons"))
+        cordons.read()
         folder = stack.enter_context(socket_folder("blip-node-"))
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         stack.callback(context.term)
         providers = capacity.providers(
             nvml=config.node.nvml,
+            amd=config.node.amd,
             cpu="auto" if config.node.cpu == "auto" else config.node.cpu == "on",
             static=[
                 capacity.StaticDevice(each.id, each.name, each.memory, each.speed)
@@ -88,6 +104,8 @@ async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
                 config.node.speed,
                 max(1, (os.cpu_count() or 1) // max(1, len(config.models))),
             ),
+            manners=manners,
+            cordons=cordons,
             liveness=Liveness(limits.heartbeat, limits.suspect_after, limits.lost_after),
         )
         await agent.start([each for each, model in config.models.items() if model.preload])
@@ -151,15 +169,18 @@ def _models(config: Config) -> list[ModelSpec]:
     return specs + (found() if config.node.find_models else [])
 
 
+def _node_file(state_dir: Path, name: str, suffix: str) -> Path:
+    return state_dir / "nodes" / f"{name.replace('/', '_')}.{suffix}"
+
+
 @contextlib.contextmanager
 def _identity(state_dir: Path, name: str) -> Iterator[Identity]:
     """Read or make this node's stable id, and hold it: two processes cannot be one node.
 
     Raises :class:`~blip.errors.ConfigError` if another process is that node already.
     """
-    folder = state_dir / "nodes"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / f"{name.replace('/', '_')}.json"
+    path = _node_file(state_dir, name, "json")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -413,7 +413,7 @@ class Replicas:
             slots=entry.slots,
             data_dir=str(self._place.data_dir),
             download=self._place.downloads,
-            environment={"CUDA_VISIBLE_DEVICES": reading.info.id if gpu else ""},
+            environment=reading.info.visibility,
             threads=entry.spec.threads or self._place.threads,
             speed=reading.info.speed or self._place.speed,
             context=entry.spec.context,

@@ -47,15 +47,27 @@ H100: Mapping[str, Any] = {
     "temperature": 31,
     "power_mw": 70_000,
     "power_limit_mw": 700_000,
+    "energy_mj": 5_000_000,
+    "memory_temperature": 38,
     "clock_mhz": 1980,
+    "clock_max_mhz": 1980,
+    "memory_clock_mhz": 2619,
+    "memory_clock_max_mhz": 2619,
     "throttle": 1,
+    "ecc_corrected": 0,
     "ecc_uncorrected": 0,
+    "remapped": "0:0:0:0",
+    "process_utilization": "",
+    "display": 0,
+    "display_mode": 1,
     "pcie_gen": 5,
     "pcie_width": 16,
+    "pcie_gen_now": 5,
+    "pcie_width_now": 16,
     "mig_mode": 0,
 }
 
-#: A gaming card: no ECC, no MIG.
+#: A gaming card with a screen: no ECC, no MIG, no sensor in its memory, and a fan.
 RTX_4090: Mapping[str, Any] = {
     "name": "NVIDIA GeForce RTX 4090",
     "compute_capability": "8.9",
@@ -66,10 +78,20 @@ RTX_4090: Mapping[str, Any] = {
     "temperature": 40,
     "power_mw": 20_000,
     "power_limit_mw": 450_000,
+    "energy_mj": 1_000_000,
+    "fan": 30,
     "clock_mhz": 2520,
+    "clock_max_mhz": 3105,
+    "memory_clock_mhz": 10_501,
+    "memory_clock_max_mhz": 10_501,
     "throttle": 1,
+    "process_utilization": "",
+    "display": 1,
+    "display_mode": 1,
     "pcie_gen": 4,
     "pcie_width": 16,
+    "pcie_gen_now": 1,
+    "pcie_width_now": 16,
 }
 
 

@@ -14,11 +14,22 @@
  *   0.name, 0.uuid, 0.bus_id       text
  *   0.memory_total, 0.memory_used, 0.memory_reserved                  bytes
  *   0.utilization 37               percent
- *   0.temperature, 0.power_mw, 0.power_limit_mw, 0.clock_mhz, 0.ecc_uncorrected
+ *   0.temperature, 0.memory_temperature                              degrees Celsius
+ *   0.memory_temperature_error 15  that field's own nvmlReturn_t
+ *   0.power_mw, 0.power_limit_mw, 0.energy_mj
+ *   0.clock_mhz, 0.clock_max_mhz   of the SMs
+ *   0.memory_clock_mhz, 0.memory_clock_max_mhz
+ *   0.ecc_corrected, 0.ecc_uncorrected
+ *   0.remapped 1:2:0:1             rows: correctable, uncorrectable, pending, failed
+ *   0.fan 40                       percent
+ *   0.display 1                    a display server has it open;  0.display_mode 1: it could be
  *   0.throttle 4                   the bits of nvmlClocksEventReason*
- *   0.compute_capability 9.0,  0.pcie_gen 5,  0.pcie_width 16
+ *   0.compute_capability 9.0
+ *   0.pcie_gen 5,  0.pcie_width 16           the best link;  0.pcie_gen_now, 0.pcie_width_now
  *   0.processes 41:1048576,42      compute processes, pid:bytes; without bytes: memory unknown
  *   0.graphics 7:1048576           the same for graphics
+ *   0.process_utilization 41:30    percent of the SMs that each pid used, as of now; a third part
+ *                                  is the entry's time in microseconds since 1970; empty: no entry
  *   0.xid 3:79                     an Xid event each time the number before the colon grows;
  *                                  3:31:1:0 names the MIG instance (GPU and compute instance)
  *   0.lost 1                       every call about this card says "GPU is lost"
@@ -51,6 +62,14 @@ typedef struct { unsigned version; u64 total, reserved, free, used; } memory_v2;
 typedef struct { unsigned gpu, memory; } utilization;
 typedef struct { unsigned version; int sensor, celsius; } temperature_v1;
 typedef struct { unsigned pid; u64 memory; unsigned gi, ci; } process;
+typedef struct { unsigned pid; u64 time; unsigned sm, memory, encoder, decoder; } process_use;
+typedef struct {
+    unsigned id, scope;
+    long long time, latency;
+    int type;
+    ret result;
+    u64 value; /* a union in nvml.h; its first bytes are the number, whatever its type */
+} field_value;
 typedef struct { device *device; u64 type, data; unsigned gi, ci; } event;
 typedef struct {
     char legacy_bus_id[16];
@@ -59,6 +78,7 @@ typedef struct {
 } pci_info;
 _Static_assert(sizeof(memory_v1) == 24 && sizeof(memory_v2) == 40, "memory");
 _Static_assert(sizeof(utilization) == 8 && sizeof(temperature_v1) == 12, "metrics");
+_Static_assert(sizeof(process_use) == 32 && sizeof(field_value) == 40, "entries and fields");
 _Static_assert(sizeof(process) == 24 && sizeof(event) == 32 && sizeof(pci_info) == 68, "others");
 
 static device cards[CARDS], instances[CARDS][INSTANCES];
@@ -225,6 +245,21 @@ API ret nvmlDeviceGetName(device *d, char *out, unsigned size) { DEVICE(d); retu
 API ret nvmlDeviceGetUUID(device *d, char *out, unsigned size) { DEVICE(d); return text(d->prefix, "uuid", out, size); }
 METRIC(nvmlDeviceGetMaxPcieLinkGeneration, unsigned, "pcie_gen")
 METRIC(nvmlDeviceGetMaxPcieLinkWidth, unsigned, "pcie_width")
+METRIC(nvmlDeviceGetDisplayActive, unsigned, "display")
+METRIC(nvmlDeviceGetDisplayMode, unsigned, "display_mode")
+
+enum { CLOCK_SM = 1, CLOCK_MEMORY = 2 };
+
+static ret clock_of(const device *d, int clock, const char *sm, const char *memory, unsigned *out) {
+    u64 mhz;
+    const char *key = clock == CLOCK_SM ? sm : clock == CLOCK_MEMORY ? memory : NULL;
+    if (!key) return INVALID_ARGUMENT;
+    if (!number(d->prefix, key, &mhz)) return NOT_SUPPORTED;
+    *out = (unsigned)mhz;
+    return SUCCESS;
+}
+
+API ret nvmlDeviceGetMaxClockInfo(device *d, int clock, unsigned *out) { DEVICE(d); return clock_of(d, clock, "clock_max_mhz", "memory_clock_max_mhz", out); }
 
 API ret nvmlDeviceGetCudaComputeCapability(device *d, int *major, int *minor) {
     DEVICE(d);
@@ -294,19 +329,64 @@ METRIC(nvmlDeviceGetEnforcedPowerLimit, unsigned, "power_limit_mw")
 METRIC(nvmlDeviceGetCurrentClocksEventReasons, u64, "throttle")
 METRIC(nvmlDeviceGetCurrentClocksThrottleReasons, u64, "throttle")
 
-API ret nvmlDeviceGetClockInfo(device *d, int clock, unsigned *out) {
-    u64 mhz;
-    (void)clock;
-    DEVICE(d);
-    if (!number(d->prefix, "clock_mhz", &mhz)) return NOT_SUPPORTED;
-    *out = (unsigned)mhz;
-    return SUCCESS;
-}
+METRIC(nvmlDeviceGetTotalEnergyConsumption, u64, "energy_mj")
+METRIC(nvmlDeviceGetFanSpeed, unsigned, "fan")
+METRIC(nvmlDeviceGetCurrPcieLinkGeneration, unsigned, "pcie_gen_now")
+METRIC(nvmlDeviceGetCurrPcieLinkWidth, unsigned, "pcie_width_now")
+
+API ret nvmlDeviceGetClockInfo(device *d, int clock, unsigned *out) { DEVICE(d); return clock_of(d, clock, "clock_mhz", "memory_clock_mhz", out); }
 
 API ret nvmlDeviceGetTotalEccErrors(device *d, int type, int counter, u64 *out) {
     (void)counter;
     DEVICE(d);
-    return type == 1 && number(d->prefix, "ecc_uncorrected", out) ? SUCCESS : NOT_SUPPORTED;
+    return number(d->prefix, type == 1 ? "ecc_uncorrected" : "ecc_corrected", out) ? SUCCESS : NOT_SUPPORTED;
+}
+
+API ret nvmlDeviceGetRemappedRows(device *d, unsigned *correctable, unsigned *uncorrectable, unsigned *pending, unsigned *failed) {
+    DEVICE(d);
+    const char *value = find(d->prefix, "remapped");
+    int read = value ? sscanf(value, "%u:%u:%u:%u", correctable, uncorrectable, pending, failed) : 0;
+    return read == 4 ? SUCCESS : NOT_SUPPORTED;
+}
+
+/* Each field has a verdict of its own; the call succeeds whatever they are. */
+API ret nvmlDeviceGetFieldValues(device *d, int count, field_value *values) {
+    enum { MEMORY_TEMPERATURE = 82, UNSIGNED_INT = 1 };
+    DEVICE(d);
+    for (int i = 0; i < count; i++) {
+        u64 celsius, code = NOT_SUPPORTED;
+        number(d->prefix, "memory_temperature_error", &code);
+        values[i].type = UNSIGNED_INT;
+        values[i].result = (ret)code;
+        if (values[i].id != MEMORY_TEMPERATURE) values[i].result = NOT_SUPPORTED;
+        else if (number(d->prefix, "memory_temperature", &celsius)) values[i].result = SUCCESS, values[i].value = celsius;
+    }
+    return SUCCESS;
+}
+
+/* What each process did since ``since`` (microseconds); NVML's convention for too little room. */
+API ret nvmlDeviceGetProcessUtilization(device *d, process_use *out, unsigned *count, u64 since) {
+    struct timespec now;
+    unsigned room = out ? *count : 0, found = 0;
+    DEVICE(d);
+    const char *next = find(d->prefix, "process_utilization");
+    if (!next) return NOT_SUPPORTED;
+    clock_gettime(CLOCK_REALTIME, &now);
+    while (*next && *next != '\n') {
+        char *end;
+        process_use one = {(unsigned)strtoul(next, &end, 10), 0, 0, 0, 0, 0};
+        one.time = (u64)now.tv_sec * 1000000 + (u64)now.tv_nsec / 1000;
+        if (*end == ':') one.sm = (unsigned)strtoul(end + 1, &end, 10);
+        /* real drivers hand out old entries too, so those with a time of their own always come */
+        if (*end == ':') one.time = strtoull(end + 1, &end, 10);
+        else if (one.time <= since) one.pid = 0;
+        if (found < room) out[found] = one;
+        found++;
+        if (*end != ',') break;
+        next = end + 1;
+    }
+    *count = found;
+    return !found ? NOT_FOUND : found > room ? INSUFFICIENT_SIZE : SUCCESS;
 }
 
 /* NVML's convention: with too little room, say how much is needed. */

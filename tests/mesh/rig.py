@@ -153,8 +153,10 @@ class Rig:
             self.broker.close()
             self.broker = None
 
-    async def start_node(self, name: str, **node: Any) -> NodeProcess:
-        """Start another node."""
+    async def start_node(
+        self, name: str, *, env: dict[str, str] | None = None, **node: Any
+    ) -> NodeProcess:
+        """Start another node; ``env`` is for it alone."""
         folder = Path(self._folder.name)
         limits = self._liveness
         config = Config.model_validate(
@@ -186,7 +188,7 @@ class Rig:
             "blip_node",
             "--config-json",
             str(path),
-            env={**os.environ, **self._env},
+            env={**os.environ, **self._env, **(env or {})},
         )
         made = NodeProcess(name, process)
         self.nodes.append(made)

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from blip.broker.ledger import Ledger
 from blip.broker.rates import Rates
@@ -59,6 +60,7 @@ def model(
     slots: int = 1,
     error: str = "",
     retry_in: float = 0.0,
+    **more: int,
 ) -> Model:
     """A model; memory and bytes to load in GiB."""
     return Model(
@@ -69,6 +71,7 @@ def model(
         slots,
         error=error,
         retry_in=retry_in,
+        **more,
     )
 
 
@@ -96,6 +99,7 @@ def advert(
     *,
     draining: bool = False,
     number: int | None = None,
+    labels: dict[str, str] | None = None,
 ) -> Advert:
     """An advert, newer than all before."""
     return Advert(
@@ -105,6 +109,7 @@ def advert(
         [model()] if models is None else models,
         replicas or [],
         running or [],
+        labels or {},
     )
 
 
@@ -121,10 +126,14 @@ def place(
     priority: int = 5,
     deadline: float = 0.0,
     exclude: list[str] | None = None,
+    tenant: str = "",
+    require: dict[str, Any] | None = None,
 ) -> Place:
     """A PLACE for a new task."""
     task = next(_tasks).to_bytes(16, "big") if task is None else task
-    return Place(task, attempt, kind, model, units, priority, deadline, "", exclude or [])
+    return Place(
+        task, attempt, kind, model, units, priority, deadline, tenant, exclude or [], require or {}
+    )
 
 
 def scheduler(settings: Settings | None = None, settled_at: float = 0.0) -> Scheduler:
@@ -184,6 +193,7 @@ def check(broker: Scheduler) -> None:
                 if name == "open":
                     assert entry[0] == candidate.weight
         assert group.fastest == min(c.rate for c in group.members.values())
+    warm: dict[str, int] = {}
     for node in broker.registry.nodes():
         for record in index.devices(node.id):
             assert record.claim == claims.pop(id(record), None)
@@ -192,16 +202,21 @@ def check(broker: Scheduler) -> None:
                 name: site for name, site in record.sites.items() if site.state.value != "cold"
             }
             for site in record.sites.values():
+                warm[site.model.name] = warm.get(site.model.name, 0) + (site.state.value != "cold")
                 assert site.account is ledger.account(*record.key, site.model.name)
                 mine = planned.pop(id(site), [])
                 assert site.tickets == len(mine)
                 assert abs(site.planned - sum(mine)) < 1e-6 * (1 + sum(mine))
                 assert site.eligible <= node.placeable
                 for candidate in site.candidates:
-                    assert shelved.pop(id(candidate), 0) == (site.eligible and candidate.allowed)
+                    open_to_all = site.eligible and candidate.allowed
+                    assert shelved.pop(id(candidate), 0) == open_to_all
+                    assert (candidate in candidate.group.off) is not open_to_all
+                    assert bool(candidate.barrier) is not open_to_all
                 assert site.doomed == any(site in other.victims for other in record.sites.values())
     assert not shelved
     assert not claims
+    assert {name: fleet.warm for name, fleet in index.fleets.items()} == warm
     assert not planned, "a ticket is planned where no node is"
     assert len(broker.tickets) <= broker.settings.queue_limit
 
@@ -359,6 +374,7 @@ class Mesh:
 
     def _obey(self, commands: list[Command]) -> None:
         for _, message in commands:
+            assert isinstance(message, Grant | Deny), message
             job = self._jobs[message.task]
             if isinstance(message, Deny):
                 job.denied = message.code

@@ -16,7 +16,17 @@ from aiohttp import web
 
 from blip.errors import Cancelled, ModelNotFound
 from blip.gateway.app import build_app
-from blip.gateway.mesh import Answer, Call, Health, Options, ServedModel, TaskView, Timing
+from blip.gateway.mesh import (
+    Answer,
+    Call,
+    Health,
+    Mesh,
+    Options,
+    ServedModel,
+    TaskStory,
+    TaskView,
+    Timing,
+)
 from blip.gateway.settings import GatewaySettings
 from blip.kinds import Kind, TaskInput
 from blip.kinds.chat import ChatInput
@@ -24,7 +34,17 @@ from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
-from blip.protocol.messages import Advert, Device, Model, NodeEntry, Payload, Replica, Running
+from blip.protocol.messages import (
+    Advert,
+    Device,
+    Model,
+    NodeEntry,
+    Order,
+    Ordered,
+    Payload,
+    Replica,
+    Running,
+)
 
 #: What runs a task: yields payloads, then an Answer; or raises.
 Work = AsyncGenerator[Payload | Answer, None]
@@ -117,6 +137,12 @@ class MemoryMesh:
     inputs: list[Any] = field(default_factory=list)
     options: list[Options] = field(default_factory=list)
     checks: list[Health] = field(default_factory=list)
+    #: What is remembered, by the task's id.
+    stories: dict[bytes, TaskStory] = field(default_factory=dict)
+    #: Orders that nodes were given, what each node says to one, and whose orders are over.
+    orders: list[tuple[str, Order]] = field(default_factory=list)
+    words: dict[str, list[Ordered]] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
     #: Raised by the call with this number.
     refuse: dict[int, Exception] = field(default_factory=dict)
     #: Set by the first call.
@@ -156,6 +182,20 @@ class MemoryMesh:
 
     def tasks(self) -> list[TaskView]:
         return [TaskView("0" * 32, "chat", "parrot", "running", "büro-1", 1, 0.5)]
+
+    async def order(self, node: NodeEntry, order: Order) -> AsyncGenerator[Ordered, None]:
+        self.orders.append((node.id, order))
+        try:
+            for word in self.words.get(node.id, [Ordered(0, "running"), Ordered(0, "done")]):
+                if word.state == "silent":
+                    await asyncio.Event().wait()
+                await asyncio.sleep(0)
+                yield word
+        finally:
+            self.left.append(node.id)
+
+    async def why(self, task: bytes) -> TaskStory:
+        return self.stories.get(task, TaskStory([]))
 
     async def health(self) -> list[Health]:
         return self.checks
@@ -266,7 +306,7 @@ def mesh() -> MemoryMesh:
 
 @contextlib.asynccontextmanager
 async def served(
-    backend: MemoryMesh, settings: GatewaySettings | None = None, shutdown_timeout: float = 1.0
+    backend: Mesh, settings: GatewaySettings | None = None, shutdown_timeout: float = 1.0
 ) -> AsyncIterator[str]:
     """Serve ``backend`` on a loopback port as the real server does; yields the origin."""
     app = build_app(backend, settings or GatewaySettings())

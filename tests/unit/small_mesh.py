@@ -40,9 +40,11 @@ from blip.protocol.messages import (
     Lease,
     Message,
     Model,
+    Move,
     NodeEntry,
     Nodes,
     Place,
+    Recall,
     Refuse,
     Release,
     Replica,
@@ -336,6 +338,9 @@ class Gateway:
             case Deny():
                 if (call := self.calls.get(event.task)) is not None:
                     self.execute(call, call.task.denied(event))
+            case Move():
+                if (call := self.calls.get(event.task)) is not None:
+                    self.execute(call, call.task.moved(event))
             case Nodes():
                 self.update(event)
             case Ready() | Lost() | Suspect():
@@ -639,6 +644,11 @@ class Node:
                 if not self.executions.buried(event.task, event.attempt):
                     self.executions.bury(event.task, event.attempt, self.mesh.now)
                 channel.say(Cancelled(event.task, event.attempt))
+            case Recall():
+                execution = self.executions.get(event.task, event.attempt)
+                if execution is not None and execution.state is Stage.WAITING:
+                    refuse = Refuse(event.task, event.attempt, "recalled", "given back")
+                    self.end(execution, refuse)
             case Lost():
                 for execution in self.executions.of(channel):
                     self.stop(execution)

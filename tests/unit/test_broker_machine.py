@@ -16,7 +16,17 @@ from blip.broker.scheduler import REPLAN, Command, Scheduler
 from blip.broker.settings import Settings
 from blip.errors import BY_CODE
 from blip.protocol.codec import CONTROL_LIMIT, pack
-from blip.protocol.messages import Deny, Grant, Lease, Place, Release, Replica, Running
+from blip.protocol.messages import (
+    Deny,
+    Grant,
+    Lease,
+    Move,
+    Order,
+    Place,
+    Release,
+    Replica,
+    Running,
+)
 from tests.unit.broker_mesh import GIB, advert, check, device, model, place, scheduler
 
 NODES = ("a", "b", "c")
@@ -48,11 +58,21 @@ class Broker(RuleBasedStateMachine):
         #: Attempts that were asked for and not answered; leases that were granted and not ended.
         self.pending: dict[Key, tuple[str, Place]] = {}
         self.held: dict[Key, tuple[str, Place, Grant]] = {}
+        #: Attempts that gateways were asked to move.
+        self.moves: list[Key] = []
 
     # --- bookkeeping ------------------------------------------------------------------------
 
     def obey(self, commands: list[Command] | None) -> None:
         for gateway, message in commands or []:
+            if isinstance(message, Order):
+                assert gateway in self.broker.registry
+                assert (message.verb, message.model) == ("load", "m")
+                continue
+            if isinstance(message, Move):
+                assert self.held[message.task, message.attempt][0] == gateway
+                self.moves.append((message.task, message.attempt))
+                continue
             key = (message.task, message.attempt)
             assert key in self.pending, "answered twice, or never asked"
             owner, request = self.pending.pop(key)
@@ -71,6 +91,7 @@ class Broker(RuleBasedStateMachine):
         assert node.advert is not None
         assert not node.advert.draining
         assert grant.node not in request.exclude
+        assert not request.require or node.advert.labels == {"zone": "attic"}
         (info,) = (d for d in node.advert.devices if d.id == grant.device)
         assert info.health > 0
         (found,) = (m for m in node.advert.models if m.name == request.model)
@@ -118,6 +139,8 @@ class Broker(RuleBasedStateMachine):
                 slots=2 if name == "m" else 1,
                 error="broken" if seldom("error") else "",
                 retry_in=5.0,
+                min_replicas=2 if name == "m" else 0,
+                max_replicas=1 if name == "n" else 0,
             )
             for name, size in sizes.items()
             if not seldom("no model")
@@ -159,12 +182,15 @@ class Broker(RuleBasedStateMachine):
                 used += sizes[each.name]
             cards[number] = card._replace(memory_free=int(max(0.0, 24 - used) * GIB))
         running = [
-            Running(lease.task, lease.attempt)
+            Running(lease.task, lease.attempt, not seldom("waiting"))
             for lease in self.broker.ledger.of_node(node)
             if not seldom("unlisted")
         ]
         known = node in self.broker.registry
-        statement = advert(cards, models, replicas, running, draining=seldom("draining"))
+        labels = {"zone": "cellar" if seldom("cellar") else "attic"}
+        statement = advert(
+            cards, models, replicas, running, draining=seldom("draining"), labels=labels
+        )
         commands = self.broker.advert(node, statement, self.now)
         assert (commands is not None) is known
         self.obey(commands)
@@ -196,6 +222,8 @@ class Broker(RuleBasedStateMachine):
         priority=st.sampled_from((1, 5, 5, 10)),
         deadline=st.sampled_from((0.0, 0.0, 0.0, 0.5, 20.0)),
         exclude=st.sampled_from(((), (), (), ("a",), ("a", "b"))),
+        tenant=st.sampled_from(("", "x", "y")),
+        zone=st.sampled_from(("", "", "attic", "moon")),
         count=st.integers(1, 4),
     )
     def ask(
@@ -206,11 +234,19 @@ class Broker(RuleBasedStateMachine):
         priority: int,
         deadline: float,
         exclude: tuple[str, ...],
+        tenant: str,
+        zone: str,
         count: int,
     ) -> None:
         for _ in range(count):
             request = place(
-                *lane, units, priority=priority, deadline=deadline, exclude=list(exclude)
+                *lane,
+                units,
+                priority=priority,
+                deadline=deadline,
+                exclude=list(exclude),
+                tenant=tenant,
+                require={"labels": {"zone": zone}} if zone else {},
             )
             self.pending[request.task, request.attempt] = (gateway, request)
             answer = self.broker.place(request, gateway, self.now)
@@ -246,6 +282,20 @@ class Broker(RuleBasedStateMachine):
             release = Release(*key, outcome, units, run, run / 2)
             self.obey(self.broker.release(gateway, release, self.now))
             assert self.broker.ledger.get(*key) is None
+
+    @rule()
+    def move(self) -> None:
+        """Do as the broker wishes, if the attempt is still there."""
+        moves, self.moves = self.moves, []
+        for key in moves:
+            if key in self.held:
+                gateway, request, _ = self.held.pop(key)
+                self.obey(self.broker.release(gateway, Release(*key, "recalled"), self.now))
+                again = request._replace(attempt=request.attempt + 1)
+                self.pending[again.task, again.attempt] = (gateway, again)
+                answer = self.broker.place(again, gateway, self.now)
+                if answer is not None:
+                    self.obey([(gateway, answer)])
 
     @rule(data=st.data(), gateway=gateways)
     def withdraw(self, data: st.DataObject, gateway: str) -> None:
@@ -294,6 +344,7 @@ class Broker(RuleBasedStateMachine):
         self.broker = scheduler(SETTINGS, settled_at=self.now + 3)
         self.planned_at = -REPLAN
         self.incarnations.clear()
+        self.moves.clear()
         for gateway in GATEWAYS:
             self.greet(gateway)
         for gateway, request in list(self.pending.values()):
@@ -350,7 +401,7 @@ class Broker(RuleBasedStateMachine):
             if ticket.key in self.pending and ticket.site is not None:
                 group = self.broker.index.groups[ticket.lane]
                 candidate = group.members[ticket.site.device.key]
-                quote = Quotes(SETTINGS).quote(candidate, ticket.units, self.now, ticket.key)
+                quote = Quotes(SETTINGS).quote(candidate, ticket.demand.units, self.now, ticket.key)
                 assert quote is None or not quote.room
 
     # --- what always holds ------------------------------------------------------------------

@@ -157,3 +157,31 @@ def test_loads_that_say_nothing_are_ignored() -> None:
     assert rates.load_seconds(A, int(5e8), None) == LOAD_START + 1
     rates.observe_load(A, GIB, 0.5)
     assert rates.load_seconds(A, GIB, None) > LOAD_START, "quicker than its start, still no magic"
+
+
+def test_the_share_of_what_is_asked_that_is_done_is_learned() -> None:
+    rates = Rates()
+    assert rates.expected("chat", "m", 1000.0) == 1000.0
+    rates.observe_work("chat", "m", 1000.0, 100.0)
+    assert rates.expected("chat", "m", 1000.0) == pytest.approx(100.0)
+    rates.observe_work("chat", "m", 1000.0, 300.0)
+    assert rates.expected("chat", "m", 500.0) == pytest.approx(100.0), "the mean of the two"
+    assert rates.expected("chat", "other", 500.0) == 500.0
+    for _ in range(200):
+        rates.observe_work("chat", "m", 100.0, 50.0)
+    assert rates.expected("chat", "m", 100.0) == pytest.approx(50.0, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("asked", "done"), [(0.0, 1.0), (1.0, 0.0), (math.inf, 1.0), (1.0, math.nan), (-1.0, 1.0)]
+)
+def test_a_share_of_nonsense_is_not_learned(asked: float, done: float) -> None:
+    rates = Rates()
+    rates.observe_work("chat", "m", asked, done)
+    assert rates.expected("chat", "m", 7.0) == 7.0
+
+
+def test_no_claim_makes_work_vanish() -> None:
+    rates = Rates()
+    rates.observe_work("chat", "m", 1e9, 1.0)
+    assert rates.expected("chat", "m", 64.0) == 1.0

@@ -9,18 +9,28 @@ import pytest
 from blip.broker.decisions import Decision
 from blip.broker.scheduler import Command, Scheduler
 from blip.broker.settings import Settings
-from blip.protocol.messages import Advert, Deny, Grant, Lease, Place, Release, Replica, Running
+from blip.protocol.messages import (
+    Advert,
+    Deny,
+    Grant,
+    Lease,
+    Message,
+    Place,
+    Release,
+    Replica,
+    Running,
+)
 from tests.unit.broker_mesh import GIB, advert, check, device, join, model, place, ready, scheduler
 
 G = "gateway"
 
 
-def granted(answer: Grant | Deny | None) -> Grant:
+def granted(answer: Message | None) -> Grant:
     assert isinstance(answer, Grant), answer
     return answer
 
 
-def denied(answer: Grant | Deny | None) -> Deny:
+def denied(answer: Message | None) -> Deny:
     assert isinstance(answer, Deny), answer
     return answer
 
@@ -29,6 +39,7 @@ def only(commands: list[Command] | None) -> Grant | Deny:
     assert commands is not None
     ((gateway, message),) = commands
     assert gateway == G
+    assert isinstance(message, Grant | Deny)
     return message
 
 
@@ -510,7 +521,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_early() -> None:
     join(broker, "a", warm())
     learned(broker)
     deny = denied(broker.place(place(units=100, deadline=1.5), G, 100.0))
-    assert deny.code == "deadline_exceeded"
+    assert deny.code == "deadline_unreachable"
     assert deny.details["earliest_finish"] == pytest.approx(2.0)
     assert granted(broker.place(place(units=100, deadline=2.5), G, 100.0)).node == "a"
     deny = denied(broker.place(place(units=100, deadline=3.5), G, 100.0))
@@ -638,8 +649,9 @@ def test_the_last_node_takes_the_tickets_with_it() -> None:
     for request in requests:
         assert broker.place(request, G, 0.0) is None
     commands = broker.node_goodbye("a", 1.0)
-    assert {message.task for _, message in commands} == {request.task for request in requests}
-    assert {denied(message).code for _, message in commands} == {"no_node"}
+    denials = [denied(message) for _, message in commands]
+    assert {deny.task for deny in denials} == {request.task for request in requests}
+    assert {deny.code for deny in denials} == {"no_node"}
     assert not broker.tickets
     assert list(broker.index.groups) == []
 
@@ -825,7 +837,7 @@ def test_rates_are_learned_from_releases() -> None:
     broker = scheduler()
     join(broker, "a", warm())
     join(broker, "b", advert([device(speed=0.5)], replicas=[ready()]))
-    grant = granted(broker.place(place(units=100), G, 0.0))
+    grant = granted(broker.place(place(units=50), G, 0.0))
     done(broker, grant, 20.0, units=50, run=10.0)
     again = granted(broker.place(place(units=100), G, 30.0))
     assert (grant.node, again.node) == ("a", "a")

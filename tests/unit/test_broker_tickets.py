@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blip.broker.demand import Demand
 from blip.broker.settings import Settings
 from blip.broker.tickets import Ticket, Tickets, rank
 from blip.errors import ConfigError
@@ -25,8 +26,7 @@ def ticket(
         enqueued=now,
         deadline=deadline,
         rank=rank(priority, now, deadline, SETTINGS),
-        exclude=frozenset(),
-        units=1.0,
+        demand=Demand(("chat", model), 1.0),
     )
 
 

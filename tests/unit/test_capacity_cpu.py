@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -42,6 +45,8 @@ def test_this_machine() -> None:
     assert 0 < info.memory_total <= psutil.virtual_memory().total
     assert info.cores is not None
     assert 1 <= info.cores <= (os.cpu_count() or 1)
+    assert (info.gpu, info.visibility) == (False, dict.fromkeys(info.visibility, ""))
+    time.sleep(0.1)  # the kernel counts processor time in steps of 10 ms
     clock.now = 101.0
     [sample] = provider.sample(())
     assert sample.at == 101.0
@@ -51,7 +56,9 @@ def test_this_machine() -> None:
     assert sample.memory_free + sample.memory_used == info.memory_total
     assert sample.foreign_memory == sample.memory_used
     assert sample.utilization is not None
-    assert 0 <= sample.utilization <= 1
+    assert sample.foreign_utilization is not None
+    assert 0 <= sample.foreign_utilization <= sample.utilization <= 1
+    assert sample.own_memory == 0
     assert (sample.temperature, sample.power, sample.throttle, sample.processes) == (None,) * 4
     assert not sample.lost
     provider.watch(lambda event: pytest.fail(f"a processor reported {event}"))
@@ -65,6 +72,68 @@ def test_memory_of_our_workers_is_not_foreign() -> None:
     assert sample.memory_used is not None
     assert sample.foreign_memory is not None
     assert 0 < sample.memory_used - sample.foreign_memory < sample.memory_used
+    assert sample.own_memory == sample.memory_used - sample.foreign_memory
+
+
+class Times(dict[str, float]):
+    """What psutil's named tuples of times are, as far as the provider looks at them."""
+
+    def _asdict(self) -> dict[str, float]:
+        return self
+
+
+class Machine:
+    """A machine whose processors and processes a test lets work; two cores."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.times = Times(user=0.0, system=0.0, idle=0.0, iowait=0.0, guest=0.0)
+        self.spent = {os.getpid(): 0.0}
+        monkeypatch.setattr(psutil, "cpu_times", lambda: Times(self.times))
+        monkeypatch.setattr(psutil, "Process", self.process)
+
+    def process(self, pid: int) -> Any:
+        if pid not in self.spent:
+            raise psutil.NoSuchProcess(pid)
+        times = SimpleNamespace(user=self.spent[pid], system=0.0)
+        return SimpleNamespace(cpu_times=lambda: times, memory_info=lambda: SimpleNamespace(rss=7))
+
+    def second(self, idle: float, iowait: float = 0.0, guest: float = 0.0, **own: float) -> None:
+        """Let a second pass: seconds of two cores that were idle, and what our processes used."""
+        self.times["idle"] += idle
+        self.times["iowait"] += iowait
+        self.times["user"] += 2 - idle - iowait
+        self.times["guest"] += guest
+        for pid, seconds in own.items():
+            number = os.getpid() if pid == "agent" else int(pid.removeprefix("pid"))
+            self.spent[number] = self.spent.get(number, 0.0) + seconds
+
+
+def test_what_others_use_is_all_but_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, machine_ = Clock(), Machine(monkeypatch)
+    provider = CpuProvider(clock=clock)
+    provider.probe()
+
+    def use(*own_pids: int) -> tuple[float | None, float | None]:
+        clock.now += 1
+        [sample] = provider.sample(own_pids)
+        return sample.utilization, sample.foreign_utilization
+
+    machine_.second(idle=1.0)
+    assert use() == (0.5, 0.5)
+    machine_.second(idle=0.5, iowait=0.5, guest=0.5)  # a guest's time is part of user already
+    assert use() == (0.5, 0.5)
+    machine_.second(idle=1.0, agent=0.5)  # the agent is ours too
+    assert use() == (0.5, 0.25)
+    machine_.second(idle=0.0, pid41=1.0, agent=0.25)  # a worker that started in this second
+    assert use(41, 42) == (1.0, 0.375)
+    machine_.second(idle=1.0, pid41=1.0)
+    assert use(41, 42) == (0.5, 0.0)
+    machine_.second(idle=1.0, pid41=1.5)  # two moments: never below zero
+    assert use(41) == (0.5, 0.0)
+    del machine_.spent[41]
+    machine_.second(idle=1.0)
+    assert use(41) == (0.5, 0.5)
+    assert use(41) == (None, None)  # processor time that stands still tells nothing
 
 
 def test_utilization_needs_time_between_two_looks() -> None:
@@ -74,6 +143,7 @@ def test_utilization_needs_time_between_two_looks() -> None:
     clock.now += 0.01
     assert provider.sample(())[0].utilization is None
     clock.now += 0.2
+    time.sleep(0.1)
     assert provider.sample(())[0].utilization is not None
     clock.now += 0.01
     assert provider.sample(())[0].utilization is None

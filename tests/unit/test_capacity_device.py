@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from blip.errors import ConfigError
 from blip_node.capacity import (
+    AmdProvider,
     Capacity,
     CpuProvider,
     DeviceEvent,
@@ -23,9 +24,9 @@ from blip_node.capacity import (
     StaticProvider,
     providers,
 )
-from blip_node.capacity.device import foreign_memory
+from blip_node.capacity.device import VISIBILITY, foreign_memory, own_memory
 from blip_node.capacity.monitor import differs
-from blip_node.capacity.nvml import THROTTLE, throttle_reasons
+from blip_node.capacity.nvml_metrics import THROTTLE, throttle_reasons
 from blip_node.capacity.xid import FATAL, HARMLESS, describe
 
 INFO = DeviceInfo(id="GPU-a", index=0, vendor="nvidia", name="card", memory_total=1000)
@@ -54,6 +55,39 @@ def test_foreign_memory_unknown(
     used: int | None, processes: list[Process] | None, own: set[int], foreign: int | None
 ) -> None:
     assert foreign_memory(used, processes, own) == foreign
+
+
+def test_own_memory_is_what_our_workers_hold() -> None:
+    ours, theirs = Process(1, 300, own=True), Process(3, None, own=False)
+    assert own_memory([ours, theirs], {1}) == 300
+    assert own_memory([theirs], {1}) == own_memory(None, ()) == 0
+    assert own_memory(None, {1}) is None  # we have workers, and cannot see what they use
+    assert own_memory([Process(1, None, own=True)], {1}) is None
+
+
+@pytest.mark.parametrize(
+    ("info", "gpu", "seen"),
+    [
+        (INFO, True, {"CUDA_VISIBLE_DEVICES": "GPU-a"}),
+        (
+            replace(INFO, vendor="amd", rocr="GPU-0123456789abcdef"),
+            True,
+            {"ROCR_VISIBLE_DEVICES": "GPU-0123456789abcdef", "HIP_VISIBLE_DEVICES": "0"},
+        ),
+        (
+            replace(INFO, vendor="amd", index=3),
+            True,
+            {"ROCR_VISIBLE_DEVICES": "3", "HIP_VISIBLE_DEVICES": "0"},
+        ),
+        (replace(INFO, id="cpu", vendor="cpu"), False, {}),
+        (replace(INFO, vendor="static"), False, {}),
+    ],
+)
+def test_a_worker_sees_its_device_and_no_other_gpu(
+    info: DeviceInfo, gpu: bool, seen: dict[str, str]
+) -> None:
+    assert info.gpu is gpu
+    assert info.visibility == dict.fromkeys(VISIBILITY, "") | seen
 
 
 @given(st.integers(min_value=0, max_value=2**63))
@@ -165,10 +199,12 @@ def test_static_ids_must_differ() -> None:
 
 
 def test_providers_by_settings() -> None:
-    nvml, cpu = providers()
+    nvml, amd, cpu = providers()
     assert isinstance(nvml, NvmlProvider)
+    assert isinstance(amd, AmdProvider)
     assert isinstance(cpu, CpuProvider)
     assert cpu.fallback
-    assert [p.name for p in providers(nvml=False, cpu=False)] == []
-    static, always = providers(nvml=False, cpu=True, static=[StaticDevice("a", "b")])
+    assert [p.name for p in providers(nvml=False, amd=False, cpu=False)] == []
+    assert [p.name for p in providers(nvml=False)] == ["amd", "cpu"]
+    static, always = providers(nvml=False, amd=False, cpu=True, static=[StaticDevice("a", "b")])
     assert (static.name, always.name, always.fallback) == ("static", "cpu", False)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from blip_node.capacity import (
+    AmdProvider,
     Capacity,
     CpuProvider,
     DeviceEvent,
@@ -25,6 +26,7 @@ from blip_node.capacity import (
     StaticProvider,
 )
 from tests.fake_nvml import H100, RTX_4090, FakeGpus
+from tests.unit.fake_amdsmi import FakeAmdSmi, instinct, lose, radeon
 
 #: Tests wait for threads, never for the clock: only ``refresh`` and the first look sample.
 NEVER = 3600.0
@@ -393,11 +395,57 @@ def test_fake_nvml_from_start_to_loss(gpus: FakeGpus, run: Run) -> None:
     assert monitor.capacity().readings[1].fault is None
 
 
-def test_fake_nvml_without_a_driver_makes_a_cpu_node(gpus: FakeGpus, run: Run) -> None:
+def test_a_lost_device_is_logged_once(
+    gpus: FakeGpus, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor = run(NvmlProvider())
+    until(lambda: settled(monitor))
+
+    def look() -> None:
+        before = [reading.sample for reading in monitor.capacity().readings]
+        monitor.refresh()
+        until(lambda: before[1] is not monitor.capacity().readings[1].sample)
+
+    gpus.set(0, lost=1)
+    look()
+    look()
+    id = monitor.capacity().readings[0].info.id
+    assert [r.getMessage() for r in caplog.records] == [f"device {id} is lost: GPU is lost."]
+    gpus.set(0, lost=None)
+    look()
+    assert monitor.capacity().readings[0].fault is None
+
+
+def test_cards_of_two_vendors_and_one_of_each_lost(gpus: FakeGpus, run: Run) -> None:
+    smi = FakeAmdSmi([radeon(0), instinct(1)])
+    with smi.installed():
+        monitor = run(NvmlProvider(), AmdProvider(), CpuProvider())
+        until(lambda: len(monitor.capacity().readings) == 4)
+        gpus.set(0, lost=1)
+        lose(smi.cards[1])
+        monitor.refresh()
+        until(lambda: sum(r.fault is not None for r in monitor.capacity().readings) == 2)
+        capacity = monitor.capacity()
+        monitor.close()
+    assert [(r.info.vendor, r.fault is None) for r in capacity.readings] == [
+        ("nvidia", False),
+        ("nvidia", True),
+        ("amd", True),
+        ("amd", False),
+    ]
+    assert capacity.missing == {}
+    assert all(r.info.gpu for r in capacity.readings)
+
+
+def test_fake_nvml_without_a_driver_makes_a_cpu_node(
+    gpus: FakeGpus, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     gpus.set_machine(error={"nvmlInitWithFlags": 9})
+    caplog.set_level(logging.INFO)
     monitor = run(NvmlProvider(), CpuProvider())
     until(lambda: [r.info.id for r in monitor.capacity().readings] == ["cpu"])
     assert "not loaded" in monitor.capacity().missing["nvml"]
+    assert "capacity provider nvml: The NVIDIA driver is installed but not loaded" in caplog.text
 
 
 class Watched(NvmlProvider):

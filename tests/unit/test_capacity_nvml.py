@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from blip_node.capacity import DeviceEvent, DeviceInfo, DeviceSample, NvmlProvider, xid
-from blip_node.capacity.device import Process
+from blip_node.capacity.device import Process, RemappedRows
 from tests.fake_nvml import (
     DRIVER_NOT_LOADED,
     FUNCTION_NOT_FOUND,
@@ -82,6 +82,9 @@ def test_two_different_cards(bench: Bench) -> None:
         pci_bus_id="00000000:10:00.0",
         pcie_gen=5,
         pcie_width=16,
+        clock_max=1980,
+        memory_clock_max=2619,
+        display=False,
     )
     assert (small.index, small.name, small.compute_capability) == (1, RTX_4090["name"], (8, 9))
     first, second = provider.sample(())
@@ -90,29 +93,50 @@ def test_two_different_cards(bench: Bench) -> None:
         at=42.0,
         memory_free=85_520_809_984 - 655_360_000 - 1_048_576,
         memory_used=1_048_576,
+        own_memory=0,
         foreign_memory=1_048_576,
         utilization=0.37,
+        foreign_utilization=0.0,
         temperature=31,
+        memory_temperature=38,
         power=70.0,
         power_limit=700.0,
+        energy=5000.0,
         clock=1980,
+        memory_clock=2619,
         throttle=frozenset({"sw_power_cap", "sw_thermal"}),
+        pcie_gen_now=5,
+        pcie_width_now=16,
+        ecc_corrected=0,
         ecc_uncorrected=0,
+        remapped_rows=RemappedRows(0, 0, pending=False, failed=False),
         processes=(Process(41, 1_048_576, own=False),),
     )
-    assert second.ecc_uncorrected is None  # a gaming card has none, and that is no error
-    assert second.error is None
+    # a gaming card has none of these, and that is no error
+    assert (second.ecc_uncorrected, second.ecc_corrected, second.remapped_rows) == (None,) * 3
+    assert (second.memory_temperature, second.error) == (None, None)
+    assert (second.fan, second.pcie_gen_now, small.pcie_gen) == (0.3, 1, 4)
+    assert (small.display, small.clock_max) == (True, 3105)
     assert (second.id, second.memory_used, second.processes) == (small.id, 0, ())
 
 
-def test_eight_identical_cards_are_told_apart(bench: Bench) -> None:
-    gpus = bench.cards(*[H100] * 8)
+def test_sixteen_identical_cards_are_told_apart(bench: Bench) -> None:
+    gpus = bench.cards(*[RTX_4090] * 16)
     provider = bench.provider()
-    ids = [info.id for info in provider.probe()]
-    assert len(set(ids)) == 8
+    infos = provider.probe()
+    ids = [info.id for info in infos]
+    assert len(set(ids)) == 16
+    assert [info.visibility["CUDA_VISIBLE_DEVICES"] for info in infos] == ids
+    before = {sample.id: sample for sample in provider.sample(())}
     gpus.set(5, memory_used=7 * GIB)
-    used = {sample.id: sample.memory_used for sample in provider.sample(())}
-    assert {id for id in ids if used[id] == 7 * GIB} == {ids[5]}
+    gpus.set(12, lost=1)
+    gpus.set(15, error={"nvmlDeviceGetFanSpeed": UNKNOWN})
+    after = {sample.id: sample for sample in provider.sample(())}
+    assert list(after) == ids
+    assert [id for id in ids if after[id].memory_used == 7 * GIB] == [ids[5]]
+    assert [id for id in ids if after[id].lost] == [ids[12]]
+    assert [id for id in ids if after[id].error and not after[id].lost] == [ids[15]]
+    assert {id for id in ids if before[id] == after[id]} == set(ids) - {ids[5], ids[12], ids[15]}
 
 
 def test_a_card_that_tells_nothing(bench: Bench) -> None:
@@ -120,7 +144,7 @@ def test_a_card_that_tells_nothing(bench: Bench) -> None:
     provider = bench.provider()
     [info] = provider.probe()
     assert info == DeviceInfo("nvml-0", 0, "nvidia", "NVIDIA GPU", driver="570.00.00-fake")
-    assert provider.sample({1}) == [DeviceSample("nvml-0", 42.0, processes=())]
+    assert provider.sample({1}) == [DeviceSample("nvml-0", 42.0, own_memory=0, processes=())]
 
 
 def test_without_a_uuid_the_pci_address_names_the_card(bench: Bench) -> None:
@@ -134,41 +158,55 @@ def test_live_changes(bench: Bench) -> None:
     provider.probe()
     assert one(provider.sample(())).temperature == 31
     gpus.set(0, temperature=88, utilization=100, memory_used=80 * 10**9, ecc_uncorrected=2)
+    gpus.set(0, ecc_corrected=9, remapped="1:2:1:1", pcie_gen_now=1, pcie_width_now=1)
+    gpus.set(0, memory_clock_mhz=1593, energy_mj=5_000_700, memory_temperature=95)
     sample = one(provider.sample(()))
+    assert sample.remapped_rows == RemappedRows(1, 2, pending=True, failed=True)
+    assert (sample.pcie_gen_now, sample.pcie_width_now, sample.ecc_corrected) == (1, 1, 9)
+    assert (sample.memory_clock, sample.memory_temperature) == (1593, 95)
+    assert sample.energy == pytest.approx(5000.7)
     assert (sample.temperature, sample.utilization, sample.ecc_uncorrected) == (88, 1.0, 2)
     assert sample.memory_free == 85_520_809_984 - 655_360_000 - 80 * 10**9
 
 
 METRICS = {
-    "nvmlDeviceGetUtilizationRates": "utilization",
-    "nvmlDeviceGetPowerUsage": "power",
-    "nvmlDeviceGetEnforcedPowerLimit": "power_limit",
-    "nvmlDeviceGetClockInfo": "clock",
-    "nvmlDeviceGetTotalEccErrors": "ecc_uncorrected",
-    "nvmlDeviceGetComputeRunningProcesses_v3": "processes",
+    "nvmlDeviceGetUtilizationRates": {"utilization"},
+    "nvmlDeviceGetProcessUtilization": {"foreign_utilization"},
+    "nvmlDeviceGetPowerUsage": {"power"},
+    "nvmlDeviceGetEnforcedPowerLimit": {"power_limit"},
+    "nvmlDeviceGetTotalEnergyConsumption": {"energy"},
+    "nvmlDeviceGetFieldValues": {"memory_temperature"},
+    "nvmlDeviceGetFanSpeed": {"fan"},
+    "nvmlDeviceGetClockInfo": {"clock", "memory_clock"},
+    "nvmlDeviceGetCurrPcieLinkGeneration": {"pcie_gen_now"},
+    "nvmlDeviceGetCurrPcieLinkWidth": {"pcie_width_now"},
+    "nvmlDeviceGetTotalEccErrors": {"ecc_corrected", "ecc_uncorrected"},
+    "nvmlDeviceGetRemappedRows": {"remapped_rows"},
+    "nvmlDeviceGetComputeRunningProcesses_v3": {"processes"},
 }
 
 
 @pytest.mark.parametrize("code", [NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND, UNKNOWN])
 @pytest.mark.parametrize("function", METRICS)
 def test_one_metric_fails_and_the_others_stay(bench: Bench, function: str, code: int) -> None:
-    gpus = bench.cards(H100)
+    gpus = bench.cards({**H100, "fan": 40})
     provider = bench.provider()
     provider.probe()
     before = one(provider.sample(()))
     gpus.set(0, error={function: code})
     after = one(provider.sample(()))
-    metric = METRICS[function]
-    assert getattr(before, metric) is not None
+    metrics = METRICS[function]
+    assert None not in {getattr(before, metric) for metric in metrics}
     changed = {m for m in DeviceSample.__slots__ if getattr(before, m) != getattr(after, m)}
-    assert getattr(after, metric) is None
+    assert {getattr(after, metric) for metric in metrics} == {None}
     if code == UNKNOWN:
-        assert changed == {metric, "error"}
-        assert after.error is not None
-        assert function in after.error
+        assert changed == metrics | {"error"}
+        assert after.error == f"{function}: Unknown Error."
     else:
-        assert changed == {metric}
+        assert changed == metrics
     assert not after.lost
+    gpus.set(0, error=None)
+    assert one(provider.sample(())) == before  # it works again, and so does the metric
 
 
 @pytest.mark.parametrize(
@@ -202,8 +240,10 @@ def test_a_binding_older_than_a_function(bench: Bench, monkeypatch: pytest.Monke
     provider.probe()
     monkeypatch.delattr("pynvml.nvmlDeviceGetTemperatureV")
     monkeypatch.delattr("pynvml.nvmlDeviceGetClockInfo")
+    monkeypatch.delattr("pynvml.nvmlDeviceGetProcessUtilization")
     sample = one(provider.sample(()))
     assert (sample.temperature, sample.clock, sample.error) == (31, None, None)
+    assert sample.foreign_utilization is None
 
 
 def test_our_processes_and_others(bench: Bench) -> None:
@@ -224,15 +264,90 @@ def test_our_processes_and_others(bench: Bench) -> None:
         Process(300, 2 * GIB, own=False),  # computes and draws: the known size is kept
         Process(400, 1 * GIB, own=False),
     )
-    assert sample.foreign_memory == 6 * GIB
+    assert (sample.own_memory, sample.foreign_memory) == (4 * GIB, 6 * GIB)
 
 
 def test_our_process_of_unknown_size(bench: Bench) -> None:
     bench.cards({**H100, "memory_used": 10 * GIB, "processes": "100,200:5"})
     provider = bench.provider()
     provider.probe()
-    assert one(provider.sample({100})).foreign_memory is None
-    assert one(provider.sample({200})).foreign_memory == 10 * GIB - 5
+    unknown, known = one(provider.sample({100})), one(provider.sample({200}))
+    assert unknown.own_memory is unknown.foreign_memory is None
+    assert (known.own_memory, known.foreign_memory) == (5, 10 * GIB - 5)
+
+
+@pytest.mark.parametrize(
+    ("busy", "own", "foreign"),
+    [
+        ("", {41}, 0.0),
+        ("41:30", {41}, 0.0),
+        ("41:30,42:5,43:60", {41}, 0.65),
+        ("42:80,43:70", (), 1.0),  # two moments can add up to more than there is
+        ("42:4000000000", (), 1.0),
+        ("0:99", (), 0.0),  # the driver's empty entry
+        ("42:50:1000", (), 0.0),  # stopped long ago
+        ("42:50:1000,42:20", (), 0.2),
+        ("42:20,42:50:1000", (), 0.2),
+        (None, (), None),  # the driver will not say
+    ],
+)
+def test_what_others_use(bench: Bench, busy: str | None, own: Any, foreign: float | None) -> None:
+    bench.cards({**H100, "process_utilization": busy})
+    provider = bench.provider()
+    provider.probe()
+    sample = one(provider.sample(own))
+    assert sample.foreign_utilization == foreign
+    assert sample.error is None
+
+
+def test_only_the_latest_entry_of_a_process_counts(bench: Bench) -> None:
+    now = 1_700_000_000.0
+    bench.cards({**H100, "process_utilization": f"42:90:{now - 1:.0f}000000,42:10:{now:.0f}000000"})
+    provider = NvmlProvider(wall=lambda: now)
+    provider.probe()
+    try:
+        assert one(provider.sample(())).foreign_utilization == 0.1
+    finally:
+        provider.close()
+
+
+def test_a_process_that_comes_between_two_calls_is_no_error(bench: Bench) -> None:
+    bench.cards({**H100, "error": {"nvmlDeviceGetProcessUtilization": 7}})  # INSUFFICIENT_SIZE
+    provider = bench.provider()
+    provider.probe()
+    sample = one(provider.sample(()))
+    assert (sample.foreign_utilization, sample.error) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("active", "mode", "display"),
+    [(1, 1, True), (0, 1, False), (None, 1, None), (None, 0, False), (None, None, None)],
+)
+def test_a_display_is_one_that_is_used(
+    bench: Bench, active: int | None, mode: int | None, display: bool | None
+) -> None:
+    bench.cards({**H100, "display": active, "display_mode": mode})
+    assert bench.provider().probe()[0].display is display
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [(NOT_SUPPORTED, None), (UNKNOWN, "memory temperature: Unknown Error.")],
+)
+def test_a_field_has_a_verdict_of_its_own(bench: Bench, code: int, error: str | None) -> None:
+    bench.cards({**H100, "memory_temperature": None, "memory_temperature_error": code})
+    provider = bench.provider()
+    provider.probe()
+    sample = one(provider.sample(()))
+    assert (sample.memory_temperature, sample.error, sample.lost) == (None, error, False)
+    assert sample.temperature == 31
+
+
+def test_a_field_can_tell_that_the_card_is_lost(bench: Bench) -> None:
+    bench.cards({**H100, "memory_temperature": None, "memory_temperature_error": GPU_IS_LOST})
+    provider = bench.provider()
+    provider.probe()
+    assert one(provider.sample(())).lost
 
 
 @pytest.mark.parametrize(
@@ -362,8 +477,14 @@ def test_mig_instances_are_the_devices(bench: Bench) -> None:
     sample = provider.sample({7})[1]
     assert sample.id == small.id
     assert (sample.memory_free, sample.processes) == (10 * GIB, (Process(7, 5, own=True),))
-    assert sample.utilization is sample.power is sample.power_limit is None
+    assert sample.utilization is sample.foreign_utilization is None
+    assert sample.power is sample.power_limit is sample.energy is None
     assert (sample.temperature, sample.clock, sample.ecc_uncorrected) == (31, 1980, 0)
+    assert (sample.memory_temperature, sample.memory_clock) == (38, 2619)
+    assert (sample.pcie_gen_now, sample.pcie_width_now) == (5, 16)
+    assert sample.remapped_rows == RemappedRows(0, 0, pending=False, failed=False)
+    assert (small.clock_max, small.memory_clock_max, small.display) == (1980, 2619, False)
+    assert small.visibility["CUDA_VISIBLE_DEVICES"] == small.id
     assert sample.error is None
 
 

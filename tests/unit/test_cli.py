@@ -15,8 +15,9 @@ from blip.cli import INTERRUPTED, UNREACHABLE, USAGE, main, render, roles
 from blip.config import restore
 
 VERBS = (
-    "up", "gateway", "broker", "node", "status", "ps", "run", "embed", "models", "config",
-    "doctor", "demo", "bench", "key", "version",
+    "up", "gateway", "broker", "node", "status", "ps", "why", "load", "unload", "cordon",
+    "uncordon", "drain", "run", "embed", "models", "config", "doctor", "demo",
+    "bench", "key", "version",
 )  # fmt: skip
 
 

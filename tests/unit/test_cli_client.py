@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from blip.cli.ask import cosine
 from blip.cli.up import describe_model
 from blip.client import ModelInfo
 from blip.errors import NodeLost
-from blip.gateway.mesh import Health, TaskView
+from blip.gateway.mesh import Health
 from blip.protocol.messages import Advert, Device, NodeEntry, Replica
 from tests.unit.gateway_mesh import MemoryMesh, failing, mesh, served
 
@@ -45,6 +46,20 @@ async def test_run(capsys: pytest.CaptureFixture[str]) -> None:
     asked = backend.inputs[0]
     assert [turn.role for turn in asked.messages] == ["system", "user"]
     assert (asked.temperature, asked.seed, asked.max_tokens, asked.stop) == (0, 7, 3, ["x"])
+
+
+async def test_what_is_said_about_a_task(capsys: pytest.CaptureFixture[str]) -> None:
+    backend = mesh()
+    said = ["--priority", "2", "--deadline", "9.5", "--require", "vendor=cpu"]
+    assert await blip(backend, "run", "parrot", "x", *said) == 0
+    assert await blip(backend, "run", "parrot", "x", "--raw", *said) == 0
+    assert await blip(backend, "embed", "embedder", "x", *said) == 0
+    assert len(backend.options) == 3
+    for options in backend.options:
+        assert (options.priority, options.deadline) == (2, 9.5)
+        assert options.require == {"vendor": ["cpu"]}
+    assert await blip(backend, "run", "parrot", "x", "--require", "colour=red") == 1
+    assert "error: 'require.colour' must be one of node" in capsys.readouterr().err
 
 
 async def test_run_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,17 +207,40 @@ async def test_models(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class BusyMesh(MemoryMesh):
-    """Two nodes in all states that a table can show."""
+    """Nodes in all states that a table can show; two of them have one name."""
 
     def nodes(self) -> list[NodeEntry]:
-        busy = Device("gpu-0", "cuda", "RTX", 24 * 2**30, 2**30, utilization=0.5)
+        busy = Device(
+            "gpu-0",
+            "cuda",
+            "RTX",
+            24 * 2**30,
+            2**30,
+            utilization=0.5,
+            temperature=83.4,
+            power=199.6,
+            load_bandwidth=2**30,
+            health=0.5,
+            state="yielding",
+            reason="its owner uses it",
+            ours=5 * 2**30,
+            foreign=18 * 2**30,
+            reserved=2**30,
+            metrics={
+                "driver": "570.1", "display": True, "throttle": ["heat", "power"],
+                "pcie": {"gen": 1, "gen_max": 4}, "fan": 0.5, "xids": [],
+            },
+            benchmark={"fp16": 9.31e13, "ratio": 0.5},
+        )  # fmt: skip
         loading = Replica("parrot", "gpu-0", "loading", 4, progress=0.25)
         failed = Replica("big", "gpu-0", "failed", 1, error="does not fit")
-        one = Advert(1, True, [busy], [], [loading, failed], [])
+        idle = Replica("small", "gpu-0", "ready", 4, memory=2**30, idle=65.0, unload_in=235.0)
+        pinned = Replica("mine", "gpu-0", "ready", 2, active=1, pinned=True, unload_in=3.0)
+        one = Advert(1, True, [busy], [], [loading, failed, idle, pinned], [])
         two = Advert(1, False, [], [], [], [])
         return [
-            NodeEntry("a", 1, "one", "h", [], "ready", one),
-            NodeEntry("b", 1, "two", "h", [], "suspect", two),
+            NodeEntry("1111aaaa", 1, "rig", "h", [], "ready", one),
+            NodeEntry("2222bbbb", 1, "rig", "h", [], "suspect", two),
         ]
 
 
@@ -214,27 +252,84 @@ async def test_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert "is ready" in out
     assert "ok   broker: fine" in out
     assert "away store: no" in out
-    assert "one   draining  gpu-0 (RTX)  1.0 GiB  24.0 GiB   50%" in out
-    assert "two   suspect   none" in out
+    header, one, two = out.split("\n\n")[1].splitlines()
+    assert header.split() == [
+        "NODE", "STATUS", "DEVICE", "STATE", "FREE", "OF", "OURS", "OTHERS", "BUSY", "TEMP", "NOTE"
+    ]  # fmt: skip
+    for word in (
+        *("rig#aaaa", "draining", "gpu-0 (RTX)", "yielding", "1.0 GiB", "24.0 GiB", "5.0 GiB"),
+        *("18.0 GiB", "50%", "83 °C", "health 50%: its owner uses it"),
+    ):
+        assert word in one
+    assert two.split() == ["rig#bbbb", "suspect", "none"]
     assert "loading 25%" in out
     assert "failed: does not fit" in out
+    assert "driver" not in out
     backend.checks = [Health("broker", False, "gone", True)]
     assert await blip(backend, "status") == 1
     assert "down broker: gone" in capsys.readouterr().out
     assert await blip(backend, "status", "--json") == 1
     answer = json.loads(capsys.readouterr().out)
     assert (answer["ready"], len(answer["nodes"])) == (False, 2)
+    assert answer["nodes"][0]["devices"][0]["benchmark"]["fp16"] == 9.31e13
+
+
+async def test_status_of_what_tells_little(capsys: pytest.CaptureFixture[str]) -> None:
+    """Columns in which nothing stands are left out."""
+    assert await blip(mesh(), "status") == 0
+    header = capsys.readouterr().out.split("\n\n")[1].splitlines()[0]
+    assert header.split() == ["NODE", "STATUS", "DEVICE", "STATE", "FREE", "OF"]
+
+
+@pytest.mark.parametrize("option", ["--devices", "-v"])
+async def test_all_that_is_known_of_a_device(
+    capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert await blip(BusyMesh(), "status", option) == 0
+    block = capsys.readouterr().out.split("\n\n")[2].splitlines()
+    assert block[0] == "rig#aaaa gpu-0 (RTX), cuda"
+    known = dict(re.split("  +", line.strip(), maxsplit=1) for line in block[1:])
+    assert known == {
+        "state": "yielding",
+        "reason": "its owner uses it",
+        "health": "0.5",
+        "speed": "1",
+        "age": "0.0 ms",
+        "power": "200 W",
+        "reserved": "1.0 GiB",
+        "load bandwidth": "1.0 GiB/s",
+        "driver": "570.1",
+        "display": "yes",
+        "throttle": "heat; power",
+        "pcie": "gen 1, gen max 4",
+        "fan": "0.5",
+        "xids": "none",
+        "benchmark fp16": "93.1 T",
+        "benchmark ratio": "0.5",
+    }
 
 
 async def test_ps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert await blip(mesh(), "ps") == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[1:4] == ["chat", "parrot", "running"]
-    assert await blip(mesh(), "ps", "--json") == 0
-    assert json.loads(capsys.readouterr().out)[0]["attempt"] == 1
-    none: list[TaskView] = []
+    assert await blip(BusyMesh(), "ps") == 0
+    models, tasks = capsys.readouterr().out.split("\n\n")
+    assert [re.split("  +", line) for line in models.splitlines()] == [
+        ["MODEL", "NODE", "DEVICE", "STATE", "MEMORY", "ACTIVE/SLOTS", "IDLE", "UNLOADS"],
+        ["parrot", "rig#aaaa", "gpu-0", "loading 25%", "0/4"],
+        ["big", "rig#aaaa", "gpu-0", "failed: does not fit", "0/1"],
+        ["small", "rig#aaaa", "gpu-0", "ready", "1.0 GiB", "0/4", "1 min 05 s", "in 3 min 55 s"],
+        ["mine", "rig#aaaa", "gpu-0", "ready", "1/2", "pinned"],
+    ]
+    assert tasks.splitlines()[1].split()[1:4] == ["chat", "parrot", "running"]
+    assert await blip(BusyMesh(), "ps", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["tasks"][0]["attempt"] == 1
+    assert answer["models"][2]["name"] == "rig#aaaa"
+    assert answer["models"][2]["unload_in"] == 235.0
+    none: list[Any] = []
     monkeypatch.setattr(MemoryMesh, "tasks", lambda self: none)
+    monkeypatch.setattr(MemoryMesh, "nodes", lambda self: none)
     assert await blip(mesh(), "ps") == 0
-    assert capsys.readouterr().out == "No tasks.\n"
+    assert capsys.readouterr().out == "No models are loaded.\n\nNo tasks.\n"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from blip.client.sse import Events
 from blip.errors import (
     ContextTooLong,
     DeadlineExceeded,
+    DeadlineUnreachable,
     InternalError,
     InvalidRequest,
     ModelNotFound,
@@ -110,6 +111,46 @@ async def test_echo() -> None:
     async with served(mesh()) as url, AsyncBlip(url) as client:
         assert (await client.echo("grüß dich")).body == "grüß dich".encode()
         assert (await client.echo(size=3, chunks=2)).body == bytes(6)
+
+
+async def test_what_is_said_about_a_task() -> None:
+    backend = mesh()
+    said: dict[str, Any] = {
+        "priority": 2,
+        "deadline": 1.5,
+        "require": {"node": "büro-1", "memory": "2GiB"},
+    }
+    async with served(backend) as url, AsyncBlip(url) as client:
+        await client.chat("parrot", "x", **said)
+        await client.complete("parrot", "x", **said)
+        await client.embed("embedder", "x", **said)
+        await client.echo("x", **said)
+        async with client.chat_stream("parrot", "x", **said):
+            pass
+        async with client.complete_stream("parrot", "x", **said):
+            pass
+        assert len(backend.options) == 6
+        for options in backend.options:
+            assert (options.priority, options.deadline) == (2, 1.5)
+            assert options.require == {"node": ["büro-1"], "memory": 2 << 30}
+        await client.echo("x", require="vendor!=amd")
+        assert backend.options[-1].require == {"not": {"vendor": ["amd"]}}
+        with pytest.raises(InvalidRequest, match=r"require\.colour"):
+            await client.echo("x", require={"colour": "red"})
+        with pytest.raises(InvalidRequest) as wrong:
+            await client.echo("x", priority=0)
+        assert wrong.value.param == "X-Blip-Priority"
+
+
+async def test_details_of_errors() -> None:
+    backend = mesh()
+    late = DeadlineUnreachable("late", retry_after=3, details={"earliest_finish": 4.5})
+    backend.nodes_by_model["late"] = failing(late)
+    async with served(backend) as url, AsyncBlip(url) as client:
+        with pytest.raises(DeadlineUnreachable) as caught:
+            await client.chat("late", "x", deadline=1)
+        assert caught.value.details["earliest_finish"] == 4.5
+        assert caught.value.retry_after == 3
 
 
 async def test_leaving_a_stream_cancels_the_task() -> None:

@@ -53,7 +53,7 @@ def ask(entry: Entry | None, asked: Submit | None = None, **facts: Any) -> Refus
         "draining": False,
         "executions": Executions(),
         "device_known": True,
-        "device_fault": None,
+        "device_refusal": "",
         "replica": None,
         "room": Fit(0, 0, (), True),
     }
@@ -89,7 +89,10 @@ def test_what_is_late_draining_or_unknown(entry: Entry) -> None:
     assert code(ask(None)) is Refusal.UNKNOWN_MODEL
     assert code(ask(entry, submit(kind="chat"))) is Refusal.UNKNOWN_MODEL
     assert code(ask(entry, device_known=False)) is Refusal.NO_MEMORY
-    assert code(ask(entry, device_fault="it fell off the bus")) is Refusal.NO_MEMORY
+    refused = ask(entry, device_refusal="device 'cpu' is draining")
+    assert code(refused) is Refusal.DRAINING
+    assert refused is not None
+    assert refused.text == "device 'cpu' is draining"
 
 
 def test_a_model_that_could_not_be_loaded_says_why_until_it_may_be_tried_again(

@@ -42,7 +42,9 @@ def test_an_attempt_ends_once() -> None:
     executions = Executions()
     execution = Execution(submit(), "peer", 0.0)
     executions.add(execution)
-    assert executions.running() == [Running(TASK, 1)]
+    assert executions.running() == [Running(TASK, 1, begun=False)]
+    assert execution.move(Event.START)
+    assert executions.running() == [Running(TASK, 1, begun=True)]
     assert executions.end(execution, 1.0)
     assert not executions.end(execution, 1.0)
     assert len(executions) == 0

@@ -27,7 +27,7 @@ LAYERS = (
     {"protocol", "store"},
     {"transport"},
     {"broker", "gateway", "client"},
-    {"cli", "bench", "__main__"},
+    {"cli", "bench", "sim", "__main__"},
 )
 #: ``store`` sits beside transport: it sees errors, config, kinds and telemetry only.
 APART = (

@@ -49,8 +49,10 @@ from blip.protocol.messages import (
     Done,
     Fail,
     Grant,
+    Move,
     Payload,
     Place,
+    Recall,
     Refuse,
     Release,
     Submit,
@@ -384,6 +386,39 @@ def test_an_error_that_only_a_newer_node_knows_is_final() -> None:
 def test_the_order_of_the_end_is_the_client_first() -> None:
     commands = running().failed(fail(InvalidRequest("bad")))
     assert [type(command).__name__ for command in commands] == ["Finish", "ToBroker"]
+
+
+# --- moved to another device -----------------------------------------------------------------
+
+
+MOVE = Move(TASK, 1, "b", "gpu")
+
+
+@pytest.mark.parametrize("make", [submitted, running])
+def test_an_attempt_that_has_not_begun_moves(make: Callable[[], Task]) -> None:
+    task = make()
+    assert task.moved(MOVE) == (ToNode("a", 7, Recall(TASK, 1)),)
+    commands = task.refused(refuse(code="recalled"))
+    assert released(commands) == [(1, "recalled")]
+    again = placed(commands)
+    assert (again.attempt, again.exclude) == (2, [])
+    assert (task.refusals, task.failures) == (0, 0)
+
+
+def test_what_has_begun_or_is_another_attempt_does_not_move() -> None:
+    assert running(parts=1).moved(MOVE) == ()
+    assert submitted().moved(MOVE._replace(attempt=2)) == ()
+    assert new().moved(MOVE) == ()
+    task = running()
+    task.cancel()
+    assert task.moved(MOVE) == ()
+
+
+def test_a_recall_that_crosses_a_cancel_only_frees_the_lease() -> None:
+    task = submitted()
+    task.moved(MOVE)
+    task.cancel()
+    assert released(task.refused(refuse(code="recalled"))) == [(1, "refused")]
 
 
 # --- lost nodes -----------------------------------------------------------------------------

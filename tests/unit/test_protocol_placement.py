@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from blip.errors import Unsatisfiable
+from blip.protocol import constraints
 from blip.protocol.messages import NodeEntry, Replica
-from blip.protocol.placement import choose
-from tests.unit.broker_mesh import advert, device, model, ready
+from blip.protocol.placement import choose, unsatisfiable
+from tests.unit.broker_mesh import GIB, advert, device, model, ready
 
 
 def entry(
@@ -30,6 +32,7 @@ def pick(
         given.get("in_flight", idle),  # type: ignore[arg-type]
         given.get("exclude", ()),  # type: ignore[arg-type]
         random.Random(1).random,
+        given.get("require"),  # type: ignore[arg-type]
     )
     return None if found is None else found[0]
 
@@ -112,3 +115,68 @@ def test_strange_numbers_do_not_upset_it() -> None:
     entries = [entry(f"n{i}", devices=[odd], models=[model(memory=0, slots=-1)]) for i in range(9)]
     assert pick(entries) is not None
     assert choose(entries, "chat", "m", idle, (), lambda: 1.0) is not None
+
+
+def test_devices_that_take_nothing_are_left_out() -> None:
+    for state in ("yielding", "draining", "cordoned"):
+        out = entry("out", devices=[device()._replace(state=state)], replicas=[ready()])
+        assert pick([out]) is None
+        assert pick([out, entry("good")]) == "good"
+
+
+def test_what_a_task_requires() -> None:
+    large = entry("large", devices=[device(total=48)])
+    fast = entry("fast", devices=[device(speed=9)], replicas=[ready()])
+    entries = [large, fast]
+    assert pick(entries) == "fast"
+    assert pick(entries, require=constraints.parse("memory>=40GiB")) == "large"
+    assert pick(entries, require=constraints.parse("node!=fast")) == "large"
+    assert pick(entries, require=constraints.parse("memory>=80GiB")) is None
+
+
+def test_labels_of_the_node() -> None:
+    cellar = entry("cellar")
+    cellar = cellar._replace(advert=cellar.advert._replace(labels={"zone": "cellar"}))
+    require = constraints.parse("label.zone=cellar")
+    assert pick([entry("attic"), cellar], require=require) == "cellar"
+    assert pick([entry("attic")], require=require) is None
+
+
+def test_the_nearest_miss_is_named() -> None:
+    require = constraints.parse("vendor=cuda; memory>=80GiB; gpu=test")
+    near, far = entry("near"), entry("far", devices=[device(kind="amd", total=8)])
+    error = unsatisfiable([far, near], "chat", "m", require)
+    assert isinstance(error, Unsatisfiable)
+    assert "nearest is gpu0 of near, but it has 24.0 GiB of memory, not 80.0 GiB" in error.message
+    assert error.details == {
+        "nearest": {"node": "near", "device": "gpu0"},
+        "lacking": ["it has 24.0 GiB of memory, not 80.0 GiB"],
+    }
+
+
+def test_what_could_be_had_is_not_unsatisfiable() -> None:
+    require = constraints.parse("memory>=40GiB")
+    full = entry("full", devices=[device(total=48, free=0)])
+    assert pick([full], require=require) is None
+    assert unsatisfiable([full, entry("small")], "chat", "m", require) is None
+    lost = entry("lost", status="lost", devices=[device(total=48)])
+    assert unsatisfiable([lost, entry("small")], "chat", "m", require) is not None
+    assert unsatisfiable([], "chat", "m", require) is None
+    assert unsatisfiable([entry("other", models=[model("x")])], "chat", "m", require) is None
+
+
+def test_pinned_replicas_and_promised_memory_make_no_room() -> None:
+    full = device(total=24, free=1)
+    pinned = ready("x", memory=20)._replace(pinned=True)
+    assert pick([entry("a", devices=[full], replicas=[pinned])]) is None
+    promised = device(total=24)._replace(reserved=22 * GIB)
+    assert pick([entry("a", devices=[promised])]) is None
+
+
+def test_no_more_replicas_than_are_wanted() -> None:
+    limited = [model()._replace(max_replicas=1)]
+    warm = entry("warm", models=limited, replicas=[ready()])
+    cold = entry("cold", models=limited, devices=[device(bandwidth=1e12)])
+    assert pick([warm, cold], in_flight=lambda node, _: 99 if node == "warm" else 0) == "warm"
+    # where the one that is loaded is out of the question, another is better than none
+    assert pick([warm, cold], exclude={"warm"}) == "cold"

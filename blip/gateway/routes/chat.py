@@ -342,6 +342,7 @@ OPERATIONS = (
         answer=ChatCompletion,
         event=ChatCompletionChunk,
         errors=TEXT_FAILURES,
+        task=True,
         example={
             "model": "smollm2",
             "messages": [{"role": "user", "content": "Name three rivers."}],

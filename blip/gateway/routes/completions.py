@@ -216,6 +216,7 @@ OPERATIONS = (
         answer=Completion,
         event=Completion,
         errors=TEXT_FAILURES,
+        task=True,
         example={"model": "smollm2", "prompt": "Once upon a time", "max_tokens": 32},
     ),
 )

@@ -118,6 +118,7 @@ OPERATIONS = (
         media={"application/octet-stream": "The bytes, where size was set."},
         event=EchoChunk,
         errors=TASK_FAILURES,
+        task=True,
         example={"text": "hello"},
     ),
 )

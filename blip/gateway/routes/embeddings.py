@@ -150,6 +150,7 @@ OPERATIONS = (
         body=EmbeddingRequest,
         answer=EmbeddingList,
         errors=TEXT_FAILURES,
+        task=True,
         example={"model": "minilm", "input": ["a river", "a bank"]},
     ),
 )

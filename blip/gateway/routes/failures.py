@@ -7,21 +7,26 @@ from blip.errors import (
     Cancelled,
     ContextTooLong,
     DeadlineExceeded,
+    DeadlineUnreachable,
     ModelLoadFailed,
     ModelNotFound,
+    ModelTooLarge,
     NoCapacity,
     NodeLost,
     NoNode,
     Overloaded,
     RuntimeFailed,
     Unavailable,
+    Unsatisfiable,
     WorkerCrashed,
 )
 
 #: Errors of every route that runs a task.
 TASK_FAILURES: tuple[type[BlipError], ...] = (
     ModelNotFound,
+    Unsatisfiable,
     Overloaded,
+    DeadlineUnreachable,
     Cancelled,
     RuntimeFailed,
     NodeLost,
@@ -29,6 +34,7 @@ TASK_FAILURES: tuple[type[BlipError], ...] = (
     Unavailable,
     NoNode,
     NoCapacity,
+    ModelTooLarge,
     ModelLoadFailed,
     DeadlineExceeded,
 )

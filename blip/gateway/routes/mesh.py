@@ -1,6 +1,8 @@
-"""``GET /v1/mesh`` and ``GET /v1/tasks``: who is there, and what they are doing."""
+"""``GET /v1/mesh``: who is there, with what, and what is loaded."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict
@@ -8,10 +10,11 @@ from pydantic import BaseModel, ConfigDict
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.protocol.messages import NodeEntry
+from blip.protocol.names import unique_names
 
 
 class View(BaseModel):
-    """Reads its fields from the attributes of a protocol message."""
+    """Reads its fields from the attributes of a message."""
 
     model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
 
@@ -39,6 +42,20 @@ class DeviceView(View):
     """1 healthy to 0 unusable."""
     age: float
     """Seconds since the sample was taken."""
+    state: str
+    """ready; or yielding to its owner, draining, cordoned: then it takes nothing new."""
+    reason: str
+    """Why it is not ready, or not wholly healthy."""
+    ours: int | None
+    """Bytes that this node's workers use."""
+    foreign: int | None
+    """Bytes that other programs use."""
+    reserved: int
+    """Bytes that are promised to loads under way."""
+    metrics: dict[str, Any]
+    """What else was measured; what is not known is absent."""
+    benchmark: dict[str, float]
+    """What the micro-benchmark measured, once; empty before."""
 
 
 class ReplicaView(View):
@@ -57,6 +74,12 @@ class ReplicaView(View):
     """Of loading, 0 to 1."""
     load_seconds: float
     error: str
+    pinned: bool
+    """Stays, whatever needs its room."""
+    idle: float
+    """Seconds since it last had work."""
+    unload_in: float | None
+    """Seconds until it is unloaded for lack of work; null: it stays."""
 
 
 class NodeModelView(View):
@@ -69,6 +92,14 @@ class NodeModelView(View):
     context: int | None
     error: str
     """Why it cannot be loaded there, if that is known."""
+    retry_in: float
+    """Seconds before a load may be tried again after that."""
+    parameters: int
+    """Number of weights; 0 if that is not known."""
+    min_replicas: int
+    """Replicas that the mesh keeps loaded."""
+    max_replicas: int
+    """The most that it loads; 0 for no limit."""
 
 
 class NodeView(View):
@@ -76,9 +107,13 @@ class NodeView(View):
 
     id: str
     name: str
+    unique_name: str
+    """The name; where several nodes have it, with the end of the id: rig-1#3f2a."""
     status: str
     """ready, suspect or lost."""
     draining: bool
+    labels: dict[str, str]
+    """Free-form facts that tasks may ask for."""
     devices: list[DeviceView]
     models: list[NodeModelView]
     replicas: list[ReplicaView]
@@ -92,33 +127,15 @@ class MeshView(BaseModel):
     nodes: list[NodeView]
 
 
-class TaskEntry(View):
-    """A task in flight, or one that has just ended."""
-
-    id: str
-    kind: str
-    model: str
-    state: str
-    node: str
-    attempt: int
-    age: float
-    """Seconds since it was submitted."""
-    error: str
-
-
-class TaskList(BaseModel):
-    """Tasks in flight, oldest first; then those that ended lately, newest first."""
-
-    tasks: list[TaskEntry]
-
-
-def _node(entry: NodeEntry) -> NodeView:
+def _node(entry: NodeEntry, unique_name: str) -> NodeView:
     advert = entry.advert
     return NodeView(
         id=entry.id,
         name=entry.name,
+        unique_name=unique_name,
         status=entry.status,
         draining=advert.draining,
+        labels=advert.labels,
         devices=[DeviceView.model_validate(device) for device in advert.devices],
         models=[NodeModelView.model_validate(model) for model in advert.models],
         replicas=[ReplicaView.model_validate(replica) for replica in advert.replicas],
@@ -128,18 +145,10 @@ def _node(entry: NodeEntry) -> NodeView:
 
 async def nodes(exchange: Exchange) -> web.StreamResponse:
     """Show nodes, their devices, and the models loaded on them."""
-    view = MeshView(nodes=[_node(entry) for entry in exchange.gateway.mesh.nodes()])
+    found = exchange.gateway.mesh.nodes()
+    names = unique_names(found)
+    view = MeshView(nodes=[_node(entry, names[entry.id]) for entry in found])
     return web.Response(text=view.model_dump_json(), content_type="application/json")
 
 
-async def tasks(exchange: Exchange) -> web.StreamResponse:
-    """Show tasks of this gateway: those in flight, and those that ended lately."""
-    found = exchange.gateway.mesh.tasks()
-    view = TaskList(tasks=[TaskEntry.model_validate(task) for task in found])
-    return web.Response(text=view.model_dump_json(), content_type="application/json")
-
-
-OPERATIONS = (
-    Operation("GET", "/v1/mesh", nodes, "Show the mesh", "mesh", answer=MeshView),
-    Operation("GET", "/v1/tasks", tasks, "Show tasks", "mesh", answer=TaskList),
-)
+OPERATIONS = (Operation("GET", "/v1/mesh", nodes, "Show the mesh", "mesh", answer=MeshView),)

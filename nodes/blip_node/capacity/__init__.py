@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from blip_node.capacity.amd import AmdProvider
 from blip_node.capacity.cpu import CpuProvider
 from blip_node.capacity.device import (
     DeviceEvent,
@@ -18,12 +19,14 @@ from blip_node.capacity.device import (
     Process,
     Provider,
     Reading,
+    RemappedRows,
 )
 from blip_node.capacity.monitor import Capacity, Monitor
 from blip_node.capacity.nvml import NvmlProvider
 from blip_node.capacity.static import StaticDevice, StaticProvider
 
 __all__ = [
+    "AmdProvider",
     "Capacity",
     "CpuProvider",
     "DeviceEvent",
@@ -34,6 +37,7 @@ __all__ = [
     "Process",
     "Provider",
     "Reading",
+    "RemappedRows",
     "StaticDevice",
     "StaticProvider",
     "providers",
@@ -43,6 +47,7 @@ __all__ = [
 def providers(
     *,
     nvml: bool = True,
+    amd: bool = True,
     cpu: bool | Literal["auto"] = "auto",
     static: Sequence[StaticDevice] = (),
 ) -> list[Provider]:
@@ -53,6 +58,8 @@ def providers(
     chosen: list[Provider] = []
     if nvml:
         chosen.append(NvmlProvider())
+    if amd:
+        chosen.append(AmdProvider())
     if static:
         chosen.append(StaticProvider(static))
     if cpu:

@@ -17,7 +17,8 @@ import psutil
 
 from blip_node.capacity.device import DeviceEvent, DeviceInfo, DeviceSample
 
-#: psutil measures utilisation between two calls, and asks for at least this time between them.
+#: Utilisation is measured between two looks; the kernel counts in steps of 10 ms, so looks closer
+#: together than this would say little.
 SHORTEST_S = 0.1
 
 
@@ -39,11 +40,14 @@ class CpuProvider:
         self._root = root
         self._groups: tuple[Path, ...] = ()
         self._measured = 0.0
+        self._times = (0.0, 0.0)
+        self._own: dict[int, float] = {}
 
     def probe(self) -> list[DeviceInfo]:
         """Describe the processor and start its utilisation clock."""
         self._groups = tuple(_groups(self._root))
-        psutil.cpu_percent(interval=None)
+        self._times = _times()
+        self._own = _spent(())
         self._measured = self._clock()
         total = psutil.virtual_memory().total
         limits = [limit for limit, _ in self._memory_limits()]
@@ -66,9 +70,10 @@ class CpuProvider:
         for limit, used in self._memory_limits():
             total = min(total, limit)
             free = min(free, max(0, limit - used))
-        utilization = None
+        own = sum(map(_resident, own_pids))
+        utilization = foreign = None
         if at - self._measured >= SHORTEST_S:
-            utilization = psutil.cpu_percent(interval=None) / 100
+            utilization, foreign = self._use(own_pids)
             self._measured = at
         return [
             DeviceSample(
@@ -76,10 +81,25 @@ class CpuProvider:
                 at=at,
                 memory_free=free,
                 memory_used=total - free,
-                foreign_memory=max(0, total - free - sum(map(_resident, own_pids))),
+                own_memory=own,
+                foreign_memory=max(0, total - free - own),
                 utilization=utilization,
+                foreign_utilization=foreign,
             )
         ]
+
+    def _use(self, own_pids: Collection[int]) -> tuple[float | None, float | None]:
+        """Return the machine's utilisation since the last look, and that of others."""
+        (total, idle), (total_before, idle_before) = _times(), self._times
+        spent, spent_before = _spent(own_pids), self._own
+        self._times, self._own = (total, idle), spent
+        passed = total - total_before
+        if passed <= 0:
+            return None, None
+        busy = min(1.0, max(0.0, 1 - (idle - idle_before) / passed))
+        # A worker seen for the first time was started just now: all it did is of this interval.
+        ours = sum(max(0.0, now - spent_before.get(pid, 0.0)) for pid, now in spent.items())
+        return busy, max(0.0, busy - ours / passed)
 
     def watch(self, report: Callable[[DeviceEvent], None]) -> None:
         """Do nothing: a processor reports no events."""
@@ -136,6 +156,26 @@ def _name(root: Path) -> str:
         if key.strip() == "model name" and value.strip():
             return value.strip()
     return platform.processor() or platform.machine() or "CPU"
+
+
+def _times() -> tuple[float, float]:
+    """Return seconds that the machine's processors have had, and those of them spent idle."""
+    times = psutil.cpu_times()._asdict()
+    # what guests use is part of user and nice already
+    total = sum(value for name, value in times.items() if not name.startswith("guest"))
+    return total, times["idle"] + times.get("iowait", 0.0)
+
+
+def _spent(pids: Collection[int]) -> dict[int, float]:
+    """Return processor seconds used so far by these workers and by this agent itself."""
+    spent = {}
+    for pid in {*pids, os.getpid()}:
+        try:
+            times = psutil.Process(pid).cpu_times()
+            spent[pid] = times.user + times.system
+        except psutil.Error:
+            pass  # it ended, or is not ours to look at
+    return spent
 
 
 def _resident(pid: int) -> int:

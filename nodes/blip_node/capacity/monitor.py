@@ -94,6 +94,8 @@ class _Pump(threading.Thread):
         try:
             devices = tuple(self.provider.probe())
             self.seen = _Seen(devices, reason=self.provider.reason, probed=True)
+            if self.provider.reason is not None:
+                log.info("capacity provider %s: %s", self.provider.name, self.provider.reason)
             if devices:
                 self._sample()  # before the first notice, so that it already has numbers
                 self.provider.watch(self._monitor._record)
@@ -120,6 +122,10 @@ class _Pump(threading.Thread):
                 log.warning("capacity provider %s failed: %r", self.provider.name, error)
             self._failed(error)
         else:
+            for id, sample in samples.items():
+                before = self.seen.samples.get(id)
+                if sample.lost and not (before is not None and before.lost):
+                    log.error("device %s is lost: %s", id, sample.error)
             self.seen = replace(self.seen, samples=samples, reason=self.provider.reason)
 
     def _failed(self, error: Exception) -> None:

@@ -13,35 +13,24 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from blip_node.capacity import nvml_metrics as ask
 from blip_node.capacity.device import (
     DeviceEvent,
     DeviceInfo,
     DeviceSample,
-    Process,
     foreign_memory,
+    own_memory,
+)
+from blip_node.capacity.nvml_metrics import (
+    DRIVER_NOT_LOADED,
+    LIB_RM_VERSION_MISMATCH,
+    LIBRARY_NOT_FOUND,
+    LOST,
+    NO_PERMISSION,
+    Calls,
+    Lost,
 )
 from blip_node.capacity.xid import Target, XidWatcher
-
-# nvmlReturn_t, by number: older bindings lack names for newer codes.
-NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND = 3, 4, 6
-DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, FUNCTION_NOT_FOUND = 9, 12, 13
-GPU_IS_LOST, RESET_REQUIRED, LIB_RM_VERSION_MISMATCH = 15, 16, 18
-NO_DATA, ARGUMENT_VERSION_MISMATCH, DEPRECATED, GPU_NOT_FOUND = 21, 25, 26, 28
-
-#: Answers that mean "this board, driver or user cannot know that", which is no error.
-ABSENT = frozenset(
-    {
-        NOT_SUPPORTED,
-        NO_PERMISSION,
-        FUNCTION_NOT_FOUND,
-        NO_DATA,
-        ARGUMENT_VERSION_MISMATCH,
-        DEPRECATED,
-    }
-)
-
-#: Answers after which the card cannot be used until it is reset.
-LOST = frozenset({GPU_IS_LOST, RESET_REQUIRED, GPU_NOT_FOUND})
 
 #: Why there is no NVML at all, in words that say what to do.
 UNAVAILABLE: dict[int, str] = {
@@ -50,70 +39,6 @@ UNAVAILABLE: dict[int, str] = {
     NO_PERMISSION: "No permission to use the NVIDIA driver; check the rights of /dev/nvidia*.",
     LIB_RM_VERSION_MISMATCH: "The NVIDIA driver was updated and not reloaded; reboot this machine.",
 }
-
-#: The bits of NVML's clocks event reasons, as words. GpuIdle (0x1) is left out: it holds nothing
-#: down.
-THROTTLE: dict[int, str] = {
-    0x2: "applications_clocks",
-    0x4: "sw_power_cap",
-    0x8: "hw_slowdown",
-    0x10: "sync_boost",
-    0x20: "sw_thermal",
-    0x40: "hw_thermal",
-    0x80: "hw_power_brake",
-    0x100: "display_clocks",
-    0x200: "board_limit",
-    0x400: "reliability",
-}
-_IDLE = 0x1
-
-# Arguments that NVML wants as numbers.
-_SENSOR_GPU = 0
-_CLOCK_SM = 1
-_ECC_UNCORRECTED, _ECC_SINCE_DRIVER_LOAD = 1, 0
-
-
-def throttle_reasons(bits: int) -> frozenset[str]:
-    """Name each set bit; one that a future driver adds is called ``bit_0x...``."""
-    names = {name for bit, name in THROTTLE.items() if bits & bit}
-    unknown = bits & ~(_IDLE | sum(THROTTLE))
-    while unknown:
-        lowest = unknown & -unknown
-        names.add(f"bit_{lowest:#x}")
-        unknown ^= lowest
-    return frozenset(names)
-
-
-class _Lost(Exception):
-    """The card answered that it is gone."""
-
-
-class _Calls:
-    """NVML calls about one device at one moment. ``wrong`` collects what should have worked."""
-
-    def __init__(self, nvml: Any) -> None:
-        self._nvml = nvml
-        self.wrong: list[str] = []
-
-    def first(self, *calls: tuple[Any, ...]) -> Any:
-        """Return the answer of the first ``(function, *arguments)`` that is known here, or None."""
-        for name, *arguments in calls:
-            function = getattr(self._nvml, name, None)  # an older binding may lack it
-            if function is None:
-                continue
-            try:
-                return function(*arguments)
-            except self._nvml.NVMLError as error:
-                if error.value in LOST:
-                    raise _Lost(str(error)) from None
-                if error.value not in ABSENT:
-                    self.wrong.append(f"{name}: {error}")
-                    return None
-        return None
-
-    def __call__(self, name: str, *arguments: Any) -> Any:
-        """Return the answer of one function, or None."""
-        return self.first((name, *arguments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +60,15 @@ class NvmlProvider:
     name = "nvml"
     fallback = False
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self.reason: str | None = None
         self._clock = clock
+        self._wall = wall  # the driver dates what processes did by the machine's clock
         self._nvml: Any = None
         self._devices: list[_Device] = []
         self._watcher: XidWatcher | None = None
@@ -156,7 +87,7 @@ class NvmlProvider:
             self.reason = UNAVAILABLE.get(error.value, f"NVML did not start: {error}.")
             self.close()
             return []
-        driver = _Calls(pynvml)("nvmlSystemGetDriverVersion")
+        driver = Calls(pynvml)("nvmlSystemGetDriverVersion")
         for index in range(count):
             self._devices += self._find(index, driver)
         if count == 0:
@@ -164,7 +95,7 @@ class NvmlProvider:
         return [device.info for device in self._devices]
 
     def _find(self, index: int, driver: str | None) -> list[_Device]:
-        calls = _Calls(self._nvml)
+        calls = Calls(self._nvml)
         try:
             card = calls("nvmlDeviceGetHandleByIndex", index)
             if card is None:
@@ -176,12 +107,12 @@ class NvmlProvider:
             if mode is None or mode[0] == 0:
                 return [_Device(info, card, card)]
             return self._find_instances(calls, card, info)
-        except _Lost:
+        except Lost:
             # Its UUID cannot be asked for any more. It is listed so that its loss is seen.
             lost = DeviceInfo(f"nvml-{index}", index, "nvidia", "lost GPU", driver=driver)
             return [_Device(lost, None, None)]
 
-    def _find_instances(self, calls: _Calls, card: Any, info: DeviceInfo) -> list[_Device]:
+    def _find_instances(self, calls: Calls, card: Any, info: DeviceInfo) -> list[_Device]:
         """List the MIG instances of a card. In MIG mode the card itself can run nothing."""
         found = []
         for place in range(calls("nvmlDeviceGetMaxMigDeviceCount", card) or 0):
@@ -189,7 +120,7 @@ class NvmlProvider:
                 own = self._nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place)
             except self._nvml.NVMLError as error:
                 if error.value in LOST:
-                    raise _Lost(str(error)) from None
+                    raise Lost(str(error)) from None
                 continue  # a place without an instance
             instance = (
                 calls("nvmlDeviceGetGpuInstanceId", own),
@@ -206,14 +137,14 @@ class NvmlProvider:
 
     def _describe(
         self,
-        calls: _Calls,
+        calls: Calls,
         handle: Any,
         index: int,
         driver: str | None,
         parent: DeviceInfo | None = None,
         place: int = 0,
     ) -> DeviceInfo:
-        memory = _memory(calls, self._nvml, handle)
+        memory = ask.memory_info(calls, handle)
         capability = calls("nvmlDeviceGetCudaComputeCapability", handle)
         name = calls("nvmlDeviceGetName", handle) or "NVIDIA GPU"
         total = None if memory is None else int(memory.total)
@@ -229,6 +160,9 @@ class NvmlProvider:
                 pci_bus_id=parent.pci_bus_id,
                 pcie_gen=parent.pcie_gen,
                 pcie_width=parent.pcie_width,
+                clock_max=parent.clock_max,
+                memory_clock_max=parent.memory_clock_max,
+                display=parent.display,
                 parent=parent.id,
             )
         bus = _text(getattr(calls("nvmlDeviceGetPciInfo", handle), "busId", None))
@@ -243,6 +177,9 @@ class NvmlProvider:
             pci_bus_id=bus,
             pcie_gen=calls("nvmlDeviceGetMaxPcieLinkGeneration", handle),
             pcie_width=calls("nvmlDeviceGetMaxPcieLinkWidth", handle),
+            clock_max=calls("nvmlDeviceGetMaxClockInfo", handle, ask.CLOCK_SM),
+            memory_clock_max=calls("nvmlDeviceGetMaxClockInfo", handle, ask.CLOCK_MEMORY),
+            display=ask.display(calls, handle),
         )
 
     # ---- measuring them ----
@@ -255,45 +192,50 @@ class NvmlProvider:
         at = self._clock()
         try:
             return self._measure(device, own_pids, at)
-        except _Lost as lost:
+        except Lost as lost:
             return DeviceSample(device.info.id, at, lost=True, error=f"{lost}.")
 
     def _measure(self, device: _Device, own_pids: Collection[int], at: float) -> DeviceSample:
         if device.own is None:
-            raise _Lost("GPU is lost")
-        calls = _Calls(self._nvml)
-        memory = _memory(calls, self._nvml, device.own)
+            raise Lost("GPU is lost")
+        calls = Calls(self._nvml)
+        memory = ask.memory_info(calls, device.own)
         used = None if memory is None else int(memory.used)
-        processes = _processes(calls, device.own, own_pids)
-        # MIG instances have no utilisation or power of their own. Heat, clock and errors are the
-        # card's, and all its instances suffer them alike.
-        whole = device.own is device.card
-        card = device.card
+        processes = ask.processes(calls, device.own, own_pids)
+        # MIG instances have no utilisation or power of their own. Heat, clocks, errors and the
+        # link are the card's, and all its instances suffer them alike.
+        card, whole = device.card, device.own is device.card
         busy = calls("nvmlDeviceGetUtilizationRates", card) if whole else None
         power = calls("nvmlDeviceGetPowerUsage", card) if whole else None
         limit = calls("nvmlDeviceGetEnforcedPowerLimit", card) if whole else None
-        throttle = calls.first(
-            ("nvmlDeviceGetCurrentClocksEventReasons", card),
-            ("nvmlDeviceGetCurrentClocksThrottleReasons", card),  # drivers before 535
-        )
+        energy = calls("nvmlDeviceGetTotalEnergyConsumption", card) if whole else None
+        fan = calls("nvmlDeviceGetFanSpeed", card)
+        foreign = None
+        if whole:
+            foreign = ask.foreign_utilization(calls, card, own_pids, self._wall())
         return DeviceSample(
             id=device.info.id,
             at=at,
             memory_free=None if memory is None else int(memory.free),
             memory_used=used,
+            own_memory=own_memory(processes, own_pids),
             foreign_memory=foreign_memory(used, processes, own_pids),
             utilization=None if busy is None else busy.gpu / 100,
-            temperature=calls.first(
-                ("nvmlDeviceGetTemperatureV", card, _SENSOR_GPU),
-                ("nvmlDeviceGetTemperature", card, _SENSOR_GPU),  # drivers before 570
-            ),
+            foreign_utilization=foreign,
+            temperature=ask.temperature(calls, card),
+            memory_temperature=ask.memory_temperature(calls, card),
             power=None if power is None else power / 1000,
             power_limit=None if limit is None else limit / 1000,
-            clock=calls("nvmlDeviceGetClockInfo", card, _CLOCK_SM),
-            throttle=None if throttle is None else throttle_reasons(throttle),
-            ecc_uncorrected=calls(
-                "nvmlDeviceGetTotalEccErrors", card, _ECC_UNCORRECTED, _ECC_SINCE_DRIVER_LOAD
-            ),
+            energy=None if energy is None else energy / 1000,
+            fan=None if fan is None else fan / 100,
+            clock=calls("nvmlDeviceGetClockInfo", card, ask.CLOCK_SM),
+            memory_clock=calls("nvmlDeviceGetClockInfo", card, ask.CLOCK_MEMORY),
+            throttle=ask.throttle(calls, card),
+            pcie_gen_now=calls("nvmlDeviceGetCurrPcieLinkGeneration", card),
+            pcie_width_now=calls("nvmlDeviceGetCurrPcieLinkWidth", card),
+            ecc_corrected=ask.ecc(calls, card, ask.ECC_CORRECTED),
+            ecc_uncorrected=ask.ecc(calls, card, ask.ECC_UNCORRECTED),
+            remapped_rows=ask.remapped_rows(calls, card),
             processes=processes,
             error="; ".join(calls.wrong) + "." if calls.wrong else None,
         )
@@ -325,27 +267,3 @@ class NvmlProvider:
 
 def _text(value: str | bytes | None) -> str | None:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _memory(calls: _Calls, nvml: Any, handle: Any) -> Any:
-    """Ask for memory: version 2 keeps apart what the driver reserves, version 1 calls it used."""
-    return calls.first(
-        ("nvmlDeviceGetMemoryInfo", handle, nvml.nvmlMemory_v2),
-        ("nvmlDeviceGetMemoryInfo", handle),
-    )
-
-
-def _processes(calls: _Calls, handle: Any, own_pids: Collection[int]) -> tuple[Process, ...] | None:
-    """List processes that compute or draw; one that does both is listed by NVML twice."""
-    listed = calls.first(
-        ("nvmlDeviceGetComputeRunningProcesses_v3", handle),
-        ("nvmlDeviceGetComputeRunningProcesses_v2", handle),  # drivers before 510
-    )
-    if listed is None:
-        return None
-    listed = [*listed, *(calls("nvmlDeviceGetGraphicsRunningProcesses_v3", handle) or ())]
-    memory: dict[int, int | None] = {}
-    for process in listed:
-        if memory.get(process.pid) is None:
-            memory[process.pid] = process.usedGpuMemory
-    return tuple(Process(pid, memory[pid], pid in own_pids) for pid in sorted(memory))

@@ -1,0 +1,1 @@
+"""A mesh in virtual time: the broker's own scheduler among simulated nodes, links and users."""

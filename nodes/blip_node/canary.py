@@ -1,0 +1,139 @@
+"""The canary: a small real task that shows whether a device works again. Pure.
+
+It goes the way of every task, through supervisor and worker to a model on that device, only that
+no gateway has sent it. Its answer must be there, and be made of finite numbers: a GPU that is
+broken in earnest often computes NaN without a word.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from blip.kinds.base import TaskInput, input_to_wire
+from blip.kinds.chat import ChatInput, ChatMessage
+from blip.kinds.completion import CompletionInput
+from blip.kinds.echo import EchoInput
+from blip.kinds.embedding import EmbeddingInput
+from blip.kinds.text import Delta, Finish, delta_from_wire, finish_from_wire
+from blip.protocol.messages import TASK_ID_BYTES, Submit
+from blip_node.catalogue import Entry
+from blip_node.executions import Event, Execution
+
+#: Seconds until a canary has failed, loading its model included. A cold model of some GiB from a
+#: slow disk takes a minute or two; a device that needs longer is of no use yet.
+TIMEOUT = 300.0
+
+#: Bytes of answer that the worker may send: more than any canary's.
+WINDOW = 1024 * 1024
+
+_ASKED = "1, 2, 3,"
+
+
+def _check_text(parts: list[bytes], end: bytes) -> str:
+    try:
+        finish = finish_from_wire(end)
+        steps: list[Delta | Finish] = [*map(delta_from_wire, parts), finish]
+    except (ValueError, TypeError) as error:
+        return f"its answer cannot be read ({error})"
+    if not any(step.ids for step in steps):
+        return "its answer is empty"
+    chances = [each.logprob for step in steps for each in step.logprobs or ()]
+    return "" if all(map(math.isfinite, chances)) else "its answer is not finite"
+
+
+def _check_vector(parts: list[bytes], end: bytes) -> str:
+    if not end or len(end) % 4:
+        return "its answer is empty" if not end else "its answer is no vector"
+    numbers = [number for (number,) in struct.iter_unpack("<f", end)]
+    if not all(map(math.isfinite, numbers)):
+        return "its answer is not finite"
+    return "" if any(numbers) else "its answer is all zeros"
+
+
+def _check_echo(parts: list[bytes], end: bytes) -> str:
+    return "" if end == _ASKED.encode() else "its answer is not what was sent"
+
+
+class Question(NamedTuple):
+    """What a kind is asked, and what is wrong with an answer ("" if nothing is)."""
+
+    input: TaskInput
+    check: Callable[[list[bytes], bytes], str]
+
+
+#: By kind, best first: a completion needs no chat template.
+QUESTIONS: dict[str, Question] = {
+    "completion": Question(
+        CompletionInput(prompt=_ASKED, max_tokens=1, temperature=0, logprobs=1), _check_text
+    ),
+    "chat": Question(
+        ChatInput(
+            messages=[ChatMessage(role="user", content=_ASKED)],
+            max_tokens=1,
+            temperature=0,
+            logprobs=1,
+        ),
+        _check_text,
+    ),
+    "embedding": Question(EmbeddingInput(texts=[_ASKED]), _check_vector),
+    "echo": Question(EchoInput(text=_ASKED), _check_echo),
+}
+
+
+def _able(entries: Iterable[Entry], now: float) -> Iterator[tuple[Entry, str]]:
+    for entry in entries:
+        if entry.error is None or now >= entry.retry_at:
+            yield from ((entry, kind) for kind in QUESTIONS if kind in entry.kinds)
+
+
+def possible(entries: Iterable[Entry], now: float) -> bool:
+    """Tell whether :func:`choose` would find one; far cheaper where there are many models."""
+    return any(True for _ in _able(entries, now))
+
+
+def choose(entries: Iterable[Entry], *, gpu: bool, now: float) -> tuple[Entry, str] | None:
+    """Choose the model and kind for a canary: the one that takes least of the device.
+
+    A model that takes nothing of it, an echo, shows only that workers start there; it serves where
+    there is no other. None if no model will do; one that could not be loaded lately will not.
+    """
+    able = _able(entries, now)
+
+    def cost(option: tuple[Entry, str]) -> float:
+        return option[0].memory(gpu=gpu) or math.inf
+
+    return min(able, key=cost, default=None)
+
+
+class Canary:
+    """One canary under way. ``execution`` runs like any other, with nobody to answer to."""
+
+    def __init__(self, entry: Entry, kind: str, device: str, now: float) -> None:
+        self.entry = entry
+        self.kind = kind
+        self.device = device
+        self.deadline = now + TIMEOUT
+        #: What was known about loading the model: a sick device says nothing about the model.
+        self.before = entry.error, entry.retry_at
+        payload = input_to_wire(QUESTIONS[kind].input)
+        task = bytes(TASK_ID_BYTES)  # it never meets another: it is not among the node's attempts
+        submit = Submit(task, 1, kind, entry.spec.name, device, TIMEOUT, WINDOW, payload)
+        self.execution = Execution(submit, None, now)
+        self._parts: list[bytes] = []
+
+    def part(self, payload: bytes) -> None:
+        """Take a part of the answer."""
+        self._parts.append(payload)
+
+    def done(self, payload: bytes) -> str:
+        """Take the end of the answer; return what is wrong with it, "" if nothing is."""
+        self.execution.move(Event.END)
+        return QUESTIONS[self.kind].check(self._parts, payload)
+
+    def failed(self) -> None:
+        """It failed, or was given up: what is known about its model is as it was before."""
+        self.execution.move(Event.END)
+        self.entry.error, self.entry.retry_at = self.before
