@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+from blip.errors import NoCapacity
 from blip.protocol.attempt import Refusal
 from blip.protocol.messages import Refuse, Submit
 from blip_node.catalogue import Entry
@@ -20,8 +22,18 @@ from blip_node.replica import Replica, State
 #: there are slots; a gateway that places by itself may be a few behind.
 QUEUE_FACTOR = 2
 
-#: Device memory left alone: contexts, allocator slack, the desktop's own needs.
+#: Device memory left alone: allocator slack, readings that lag, the desktop's own needs.
 HEADROOM_BYTES = 256 * 1024 * 1024
+
+#: Seconds that a load takes besides reading: the worker starts and tries the model. And how fast a
+#: device is read to before its first load measures it: a SATA SSD, neither the best nor the worst.
+#: The broker's predictions rest on the same second.
+START_SECONDS = 1.0
+USUAL_BANDWIDTH = 500e6
+
+#: Below this many seconds, how long ago a replica was needed says nothing about who is needed
+#: next: people read an answer before they ask again.
+RECENT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +42,80 @@ class Fit:
 
     need: int
     free: int
-    #: Idle replicas to stop first, least recently used first; enough of them.
+    #: Replicas to stop first, and those that stop already and must be waited for; enough of them.
     evict: tuple[Replica, ...]
     fits: bool
 
 
-def fit(need: int, free: int | None, reserved: int, others: Iterable[Replica]) -> Fit:
+def reload_seconds(size: int, bandwidth: float | None) -> float:
+    """Predict the seconds to load ``size`` bytes again, at the device's measured bandwidth."""
+    return START_SECONDS + size / (bandwidth or USUAL_BANDWIDTH)
+
+
+def regret(replica: Replica, now: float, bandwidth: float | None) -> float:
+    """What evicting an idle replica is expected to cost, in seconds of reloading a second.
+
+    The reload has to be paid if the model is needed again. How soon that is, its silence tells:
+    where nothing is known of the rate of requests, what was silent for t seconds is expected to
+    come back at a rate of about 1/t (the longer it was, the longer it will be). So the seconds of
+    the reload are divided by the seconds of silence. With equal reloads that is least recently
+    used; a model that takes a minute to load stays twelve times as long as one that takes five
+    seconds. Size as such does not count: what is freed beyond the need is worth nothing.
+    """
+    if replica.going:
+        return 0.0  # it goes anyway
+    silence = max(0.0, now - replica.used)
+    return reload_seconds(replica.load_bytes, bandwidth) / (silence + RECENT)
+
+
+def victims(
+    short: int, others: Iterable[Replica], now: float, bandwidth: float | None
+) -> tuple[tuple[Replica, ...], int]:
+    """Choose replicas whose memory covers ``short`` bytes; return them and the bytes they free.
+
+    The least regret goes first, and of these enough. What the last one, being large, makes
+    superfluous stays: dearest first, everyone is kept whom the rest can do without.
+    """
+    ranked = sorted(
+        (each for each in others if each.memory and (each.evictable or each.going)),
+        key=lambda each: regret(each, now, bandwidth),
+    )
+    chosen: list[Replica] = []
+    freed = 0
+    for replica in ranked:
+        if freed >= short:
+            break
+        chosen.append(replica)
+        freed += replica.memory
+    for replica in reversed(chosen.copy()):
+        if freed - replica.memory >= short:
+            chosen.remove(replica)
+            freed -= replica.memory
+    return tuple(chosen), freed
+
+
+def fit(
+    need: int,
+    free: int | None,
+    reserved: int,
+    others: Iterable[Replica],
+    now: float,
+    bandwidth: float | None = None,
+) -> Fit:
     """Decide whether a model fits a device, evicting idle replicas if it must.
 
     ``free`` is the device's true free memory (None: unknown, and then the load itself decides),
-    ``reserved`` what is promised to replicas that are still loading.
+    ``reserved`` what is promised to replicas that are still loading, ``others`` the replicas
+    there, ``bandwidth`` how fast it loads, in bytes a second, if that was measured.
     """
     if need == 0 or free is None:
         return Fit(need, free or 0, (), True)
     available = free - reserved - HEADROOM_BYTES
-    evict: list[Replica] = []
-    for replica in sorted(others, key=lambda each: each.used):
-        if available >= need:
-            break
-        if replica.idle and replica.memory:
-            evict.append(replica)
-            available += replica.memory
-    return Fit(need, available, tuple(evict), available >= need)
+    if available >= need:
+        return Fit(need, available, (), True)
+    evict, freed = victims(need - available, others, now, bandwidth)
+    available += freed
+    return Fit(need, available, evict, available >= need)
 
 
 def decide(
@@ -65,14 +129,15 @@ def decide(
     device_refusal: str,
     replica: Replica | None,
     room: Fit | None,
+    total: int = 0,
 ) -> Refuse | None:
     """Return why an attempt is refused, or None to accept it.
 
     ``device_refusal`` says why the device takes nothing new, "" if it does. ``room`` is only
-    looked at when there is no replica yet.
+    looked at when there is no replica yet, or one whose load failed.
     """
 
-    def refuse(code: Refusal, text: str, **details: int) -> Refuse:
+    def refuse(code: Refusal, text: str, **details: Any) -> Refuse:
         return Refuse(submit.task, submit.attempt, code.value, text, details)
 
     current = executions.current(submit.task)
@@ -93,20 +158,40 @@ def decide(
     if replica is None or replica.state is State.FAILED:
         if entry.error is not None and now < entry.retry_at:
             return refuse(Refusal.LOAD_FAILED, entry.error.message)
-        if replica is None and room is not None and not room.fits:
-            return refuse(
-                Refusal.NO_MEMORY,
-                f"'{submit.model}' needs {_mib(room.need)} on '{submit.device}', "
-                f"{_mib(max(0, room.free))} can be had",
-                need=room.need,
-                free=max(0, room.free),
-            )
+        if replica is not None and now < replica.retry_at and replica.failure is not None:
+            # only memory was short, and only here: other devices are not to blame
+            return refuse(Refusal.NO_MEMORY, replica.failure.message, **replica.failure.details)
+        if room is not None and not room.fits:
+            short = no_room(submit.model, submit.device, room, total)
+            return refuse(Refusal.NO_MEMORY, short.message, **short.details)
         return None
-    if replica.state is State.STOPPING:
+    if replica.state is State.STOPPING or replica.leaving:
         return refuse(Refusal.BUSY, f"'{submit.model}' is being unloaded")
     if len(replica.jobs) + len(replica.waiting) >= replica.slots * (1 + QUEUE_FACTOR):
         return refuse(Refusal.BUSY, f"{len(replica.waiting)} tasks wait for '{submit.model}'")
     return None
+
+
+def no_room(model: str, device: str, room: Fit, total: int | None) -> NoCapacity:
+    """The error that a model does not fit a device, with the numbers."""
+    had = max(0, room.free)
+    return NoCapacity(
+        f"'{model}' needs {_mib(room.need)} on '{device}', {_mib(had)} can be had"
+        + (f" of {_mib(total)}" if total else ""),
+        details={"need": room.need, "free": had, "total": total or 0, "device": device},
+    )
+
+
+def ran_out(
+    model: str, device: str, need: int, free: int | None, total: int | None, text: str
+) -> NoCapacity:
+    """The error that memory ran out although the model had seemed to fit, with the numbers."""
+    there = f"{_mib(free)} were free" if free is not None else "it does not tell what is free"
+    return NoCapacity(
+        f"'{model}' ran out of memory on '{device}': it needs more than {_mib(need)}, "
+        f"{there}{f' of {_mib(total)}' if total else ''} ({text})",
+        details={"need": need, "free": free or 0, "total": total or 0, "device": device},
+    )
 
 
 def _mib(size: int) -> str:

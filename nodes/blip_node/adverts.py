@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from blip.protocol import messages, ranking
 from blip_node.capacity import Capacity, Reading
@@ -26,11 +26,14 @@ def advert(
     bandwidth: Mapping[str, float],
     standings: Mapping[str, Standing],
     benchmarks: Mapping[str, Mapping[str, float]],
+    held: Callable[[str], int],
+    reserved: Callable[[str], int],
 ) -> messages.Advert:
     """State everything a broker plans with.
 
     ``bandwidth`` is measured bytes a second by device; ``standings`` has every device;
-    ``benchmarks`` is what :mod:`blip_node.measurements` found.
+    ``benchmarks`` is what :mod:`blip_node.measurements` found; ``held`` and ``reserved`` are the
+    bytes that replicas take on a device, and will take.
     """
     gpu = any(reading.info.gpu for reading in capacity.readings)
     return messages.Advert(
@@ -43,6 +46,8 @@ def advert(
                 bandwidth,
                 standing=standings[reading.info.id],
                 benchmark=benchmarks.get(reading.info.id, {}),
+                held=held(reading.info.id),
+                reserved=reserved(reading.info.id),
             )
             for reading in capacity.readings
         ],
@@ -59,6 +64,8 @@ def _device(
     *,
     standing: Standing,
     benchmark: Mapping[str, float],
+    held: int,
+    reserved: int,
 ) -> messages.Device:
     info, sample = reading.info, reading.sample
     total = info.memory_total or 0
@@ -68,14 +75,14 @@ def _device(
         info.vendor,
         info.name,
         total,
-        # a device that does not tell (a configured one) is taken at its word
-        total if free is None else free,
+        # a device that does not tell (a configured one) is kept account of
+        max(0, total - held) if free is None else free,
         sample.utilization if sample is not None else None,
         sample.temperature if sample is not None else None,
         sample.power if sample is not None else None,
         _speed(info.speed, speed, benchmark),
         bandwidth.get(info.id),
-        ours=sample.own_memory if sample is not None else None,
+        ours=held if free is None else sample.own_memory if sample is not None else None,
         foreign=sample.foreign_memory if sample is not None else None,
         metrics=metrics(reading),
         health=standing.health,
@@ -83,6 +90,7 @@ def _device(
         state=standing.word,
         reason=standing.reason,
         benchmark=dict(benchmark),
+        reserved=reserved,
     )
 
 

@@ -38,12 +38,13 @@ from blip.protocol.messages import (
 )
 from blip.transport.host import host_id
 from blip.transport.links import Dialer, Listener, Peer
-from blip_node.admission import decide, fit
+from blip_node.admission import decide
 from blip_node.adverts import advert
 from blip_node.capacity import Monitor, Provider, Reading
 from blip_node.catalogue import Catalogue
 from blip_node.cordons import Cordons
 from blip_node.executions import Execution, Executions, State
+from blip_node.loads import Loads
 from blip_node.measurements import Measurements, Store
 from blip_node.orders import Orders
 from blip_node.replicas import Place, Replicas
@@ -97,7 +98,21 @@ class Agent:
         self._catalogue = catalogue
         self._place = place
         self._executions = Executions()
-        self._replicas = Replicas(self, place)
+        self._monitor = Monitor(providers, changed=self._changed, loop=self._loop)
+        self._replicas = Replicas(
+            self,
+            place,
+            catalogue.footprints,
+            lambda device: self._monitor.capacity().get(device),
+        )
+        self._loads = Loads(
+            catalogue,
+            self._replicas,
+            lambda: self._monitor.capacity().readings,
+            self._why_not,
+            self._now,
+            place.speed,
+        )
         self._warden = Warden(
             self,
             replicas=self._replicas,
@@ -106,11 +121,10 @@ class Agent:
             manners=manners,
             cordons=cordons,
         )
-        self._orders = Orders(self._warden, identity.name)
-        self._monitor = Monitor(providers, changed=self._changed, loop=self._loop)
         self._measurements = None
         if benchmarks is not None:
             self._measurements = Measurements(benchmarks, self.changed)
+        self._orders = Orders(self._warden, identity.name, self._loads)
         self._listener = Listener(context, binds, self._welcome, self._on_peer, data=True)
         self._brokers: dict[str, Dialer] = {}
         self._numbers = itertools.count(1)
@@ -193,8 +207,12 @@ class Agent:
         if not readings:  # the providers are still looking, or no device takes anything yet
             self._loop.call_later(TICK, self._preload, name)
             return
-        best = max(readings, key=lambda reading: _free(reading) or 0)
-        self._replicas.load(entry, best)
+        self._loads.load(Order(0, "load", model=name), lambda said: self._preloaded(name, said))
+
+    @staticmethod
+    def _preloaded(name: str, said: Ordered) -> None:
+        if said.state == "failed":
+            log.error("'%s' could not be loaded at the start: %s", name, said.text)
 
     # --- the broker -------------------------------------------------------------------------
 
@@ -238,6 +256,12 @@ class Agent:
         )
 
     def changed(self) -> None:
+        """A replica has changed: memory came or went, and someone may have ordered it."""
+        self._monitor.refresh()
+        self._loads.check()
+        self._hasten()
+
+    def _hasten(self) -> None:
         """Advertise soon: something that placement should know has changed."""
         if self._soon is None and self._beat is not None:
             wait = max(0.0, self._advertised + CHANGE_GAP - self._now())
@@ -246,7 +270,7 @@ class Agent:
     def _changed(self) -> None:
         """The monitor has seen something that placement should know."""
         self._look()
-        self.changed()
+        self._hasten()
 
     def _look(self) -> None:
         """See how the devices are, and do what follows from that."""
@@ -278,6 +302,8 @@ class Agent:
             bandwidth=self._replicas.bandwidth,
             standings=self._warden.standings,
             benchmarks=self._measurements.figures if self._measurements is not None else {},
+            held=self._replicas.held,
+            reserved=self._replicas.reserved,
         )
         for dialer in ready:
             dialer.send(statement)
@@ -293,6 +319,8 @@ class Agent:
             self._replicas.cancel(execution)
             self.failed(execution, DeadlineExceeded("the deadline passed while it waited"))
         self._look()
+        self._replicas.tick(now)
+        self._loads.check()
         if now - self._advertised >= self._liveness.heartbeat - TICK / 2:
             self.advertise()
         if self._measurements is not None:
@@ -352,11 +380,8 @@ class Agent:
         reading = self._capacity.get(submit.device)
         replica = self._replicas.get(submit.model, submit.device)
         room = None
-        if replica is None and entry is not None and reading is not None:
-            others = self._replicas.on(submit.device)
-            reserved = self._replicas.reserved(submit.device)
-            need = entry.memory(gpu=reading.info.gpu)
-            room = fit(need, _free(reading), reserved, others)
+        if entry is not None and reading is not None:
+            room = self._replicas.room(entry, reading)
         refusal = decide(
             submit,
             now=now,
@@ -367,6 +392,7 @@ class Agent:
             device_refusal=self._warden.refusal(submit.device),
             replica=replica,
             room=room,
+            total=(reading.info.memory_total if reading is not None else None) or 0,
         )
         if refusal is not None:
             self._counted["refused"] += 1
@@ -386,6 +412,10 @@ class Agent:
         if self._announcing is None:
             self._announcing = self._loop.call_later(ACCEPT_AFTER, self._announce)
         self._replicas.submit(replica, execution)
+
+    def _why_not(self, reading: Reading) -> str:
+        """Why a device takes nothing new, "" if it does."""
+        return "this node is draining" if self._draining else self._warden.refusal(reading.info.id)
 
     def _announce(self) -> None:
         self._announcing = None
@@ -443,7 +473,7 @@ class Agent:
     # --- workers ----------------------------------------------------------------------------
 
     def part(self, execution: Execution, payload: bytes) -> None:
-        """Pass a part on; see :class:`blip_node.replicas.Outcomes`."""
+        """Pass a part on; see :class:`blip_node.outcomes.Outcomes`."""
         if execution.peer is None:
             self._warden.part(execution, payload)
         elif execution.state is State.RUNNING:
@@ -462,7 +492,7 @@ class Agent:
         run: float,
         payload: bytes,
     ) -> None:
-        """Pass the end on; see :class:`blip_node.replicas.Outcomes`."""
+        """Pass the end on; see :class:`blip_node.outcomes.Outcomes`."""
         if execution.peer is None:
             self._warden.done(execution, payload)
             return
@@ -493,7 +523,7 @@ class Agent:
         self._ended()
 
     def failed(self, execution: Execution, error: BlipError) -> None:
-        """Pass the failure on; see :class:`blip_node.replicas.Outcomes`."""
+        """Pass the failure on; see :class:`blip_node.outcomes.Outcomes`."""
         if execution.peer is None:
             self._warden.failed(execution, error)
             return
@@ -513,7 +543,3 @@ class Agent:
     def _ended(self) -> None:
         if self._idle is not None and not len(self._executions) and not self._idle.done():
             self._idle.set_result(None)
-
-
-def _free(reading: Reading) -> int | None:
-    return reading.sample.memory_free if reading.sample is not None else None

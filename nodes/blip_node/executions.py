@@ -33,7 +33,7 @@ class Event(Enum):
     START = "start"  # handed to a worker
     STOP = "stop"  # cancelled, while a worker has it
     END = "end"  # its terminal message is due
-    REQUEUE = "requeue"  # its worker died before it had begun
+    REQUEUE = "requeue"  # memory ran out before it had said anything
 
 
 #: Every legal transition.
@@ -68,6 +68,7 @@ class Execution:
         "peer",
         "received",
         "replica",
+        "retried",
         "started",
         "state",
         "task",
@@ -94,6 +95,8 @@ class Execution:
         #: The replica it waits for or runs on, and its number in the worker.
         self.replica: Any = None
         self.job = 0
+        #: Whether it was queued again because memory ran out; it then runs alone, and once.
+        self.retried = False
 
     def move(self, event: Event) -> bool:
         """Take a transition; False, and nothing changes, where it is not legal."""

@@ -34,6 +34,7 @@ from blip_node.capacity.neighbour import Limits
 from blip_node.capacity.schedule import parse
 from blip_node.catalogue import Catalogue
 from blip_node.cordons import Cordons
+from blip_node.footprints import Footprints
 from blip_node.measurements import Store as BenchmarkStore
 from blip_node.models.find import found
 from blip_node.models.spec import ModelSpec
@@ -89,7 +90,7 @@ async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
                 for each in config.node.devices
             ],
         )
-        catalogue = Catalogue()
+        catalogue = Catalogue(Footprints(config.node.data_dir / "footprints.json"))
         await asyncio.to_thread(catalogue.add, _models(config))
         limits = config.broker
         agent = Agent(

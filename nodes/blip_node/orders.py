@@ -41,6 +41,18 @@ class Devices(Protocol):
         ...
 
 
+class Models(Protocol):
+    """Who loads and unloads; see :class:`blip_node.loads.Loads`."""
+
+    def load(self, order: Order, say: Say) -> None:
+        """Load a model, and answer."""
+        ...
+
+    def unload(self, order: Order, say: Say) -> None:
+        """Unload a model, and answer."""
+        ...
+
+
 @dataclass(slots=True)
 class Drain:
     """A drain under way."""
@@ -54,8 +66,9 @@ class Drain:
 class Orders:
     """The orders of one node."""
 
-    def __init__(self, devices: Devices, name: str) -> None:
+    def __init__(self, devices: Devices, name: str, models: Models) -> None:
         self._devices = devices
+        self._models = models
         self._name = name
         self._drains: list[Drain] = []
 
@@ -112,6 +125,14 @@ class Orders:
         if not self._ended(drain, now):
             self._drains.append(drain)
 
+    def load(self, order: Order, say: Say, now: float) -> None:
+        """Load a model; see :meth:`blip_node.loads.Loads.load`."""
+        self._models.load(order, say)
+
+    def unload(self, order: Order, say: Say, now: float) -> None:
+        """Unload a model; see :meth:`blip_node.loads.Loads.unload`."""
+        self._models.unload(order, say)
+
     def _ended(self, drain: Drain, now: float) -> bool:
         gone = [each for each in drain.devices if not self._devices.standings[each].ordered]
         if gone:
@@ -152,6 +173,8 @@ VERBS: dict[str, Callable[[Orders, Order, Say, float], None]] = {
     "cordon": Orders.cordon,
     "uncordon": Orders.uncordon,
     "drain": Orders.drain,
+    "load": Orders.load,
+    "unload": Orders.unload,
 }
 
 

@@ -36,6 +36,7 @@ class Row(IntEnum):
     DONE = 7  # job, usage, units, seconds to the first part, seconds run, payload
     DONE_BLOCK = 8  # the same, with arena block and size for the payload
     FAILED = 9  # job, code, text, details
+    MEMORY = 10  # bytes, the peak so far: it has grown
     # agent to worker
     RUN = 20  # job, kind, window, payload
     CREDIT = 21  # job, bytes

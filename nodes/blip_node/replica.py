@@ -5,6 +5,8 @@ LOADING -LOADED-> READY -STOP-> STOPPING -GONE-> (removed)
    +---- GONE ------+-> BACKOFF -RETRY-> LOADING
    |
    +---- BROKEN ------> FAILED (its reason is advertised; a later task tries again)
+
+GONE in LOADING is a crash, or the end of a worker whose load ran out of memory and is tried again.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import collections
 from enum import Enum
 from typing import Any
 
+from blip.errors import BlipError
 from blip.protocol import messages
 from blip_node.executions import Execution
 
@@ -25,6 +28,10 @@ class State(Enum):
     BACKOFF = "backoff"
     STOPPING = "stopping"
     FAILED = "failed"
+
+
+#: Not loaded yet, but its memory is promised to it.
+LOADING = (State.LOADING, State.BACKOFF)
 
 
 class Event(Enum):
@@ -88,12 +95,57 @@ class Replica:
         self.progress = 0.0
         self.load_seconds = 0.0
         self.crashes = 0
-        self.error = ""
+        #: Bytes read from disk to load it again.
+        self.load_bytes = 0
+        #: Never evicted; the seconds without work after which it is unloaded, None for never.
+        self.pinned = False
+        self.keep_alive: float | None = None
+        #: Takes nothing new and is unloaded once it has done what it was given.
+        self.leaving = False
+        #: Whether it was ever given work, and the most memory its worker was seen to take.
+        self.served = False
+        self.peak = 0
+        #: Replicas that must be gone before it may start, or go on: their memory is needed.
+        self.waits_for: list[Replica] = []
+        #: Whether its worker is being ended to load once more, and whether that was done.
+        self.again = False
+        self.retried = False
+        #: Bytes that were free when it began to load; None where nobody tells.
+        self.had: int | None = None
+        #: Why its load failed, and until when that is taken as final for this device.
+        self.failure: BlipError | None = None
+        self.retry_at = 0.0
+
+    @property
+    def error(self) -> str:
+        """Why its load failed, as a sentence."""
+        return self.failure.message if self.failure is not None else ""
 
     @property
     def idle(self) -> bool:
-        """Whether it could be evicted without anyone noticing."""
+        """Whether it could be unloaded without anyone noticing."""
         return self.state is State.READY and not self.jobs and not self.waiting
+
+    @property
+    def evictable(self) -> bool:
+        """Whether its memory may be taken for others."""
+        return self.idle and not self.pinned
+
+    @property
+    def going(self) -> bool:
+        """Whether its worker is being ended for good, and its memory is about to be free."""
+        failed = self.state is State.FAILED and self.worker is not None
+        return failed or self.state is State.STOPPING
+
+    def idle_for(self, now: float) -> float:
+        """Seconds since it last had work; 0 while it has some, or is not loaded."""
+        return max(0.0, now - self.used) if self.idle else 0.0
+
+    def unload_in(self, now: float) -> float | None:
+        """Seconds until it is unloaded for want of work; None if that will not happen."""
+        if self.keep_alive is None or self.pinned or self.state is not State.READY:
+            return None
+        return max(0.0, self.keep_alive - self.idle_for(now))
 
     def move(self, event: Event) -> bool:
         """Take a transition; False, and nothing changes, where it is not legal."""
@@ -111,15 +163,31 @@ class Replica:
         return pause(self.crashes)
 
     def startable(self) -> list[Execution]:
-        """Take from the queue what a free slot can run now."""
+        """Take from the queue what a free slot can run now.
+
+        What ran out of memory once runs alone the second time.
+        """
         out: list[Execution] = []
-        while self.state is State.READY and self.waiting and len(self.jobs) + len(out) < self.slots:
+        if (
+            self.state is not State.READY
+            or self.waits_for
+            or any(job.retried for job in self.jobs.values())
+        ):
+            return out
+        while self.waiting and len(self.jobs) + len(out) < self.slots:
+            alone = self.waiting[0].retried
+            if alone and (self.jobs or out):
+                break
             out.append(self.waiting.popleft())
+            if alone:
+                break
         return out
 
     def advert(self, now: float) -> messages.Replica:
         """Describe it for an advert."""
         state = State.LOADING if self.state is State.BACKOFF else self.state
+        if self.leaving and state is not State.FAILED:
+            state = State.STOPPING  # to others: it takes nothing new
         return messages.Replica(
             self.model,
             self.device,
@@ -131,4 +199,7 @@ class Replica:
             1.0 if self.state is State.READY else self.progress,
             now - self.began if state is State.LOADING else self.load_seconds,
             self.error,
+            self.pinned,
+            self.idle_for(now),
+            self.unload_in(now),
         )

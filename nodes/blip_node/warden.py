@@ -14,7 +14,6 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from blip.errors import BlipError, Unavailable
-from blip_node.admission import fit
 from blip_node.canary import TIMEOUT, Canary, choose, possible
 from blip_node.capacity import Capacity, Reading
 from blip_node.capacity.neighbour import Limits, Neighbour, foreign_use, policy_for
@@ -179,17 +178,16 @@ class Warden:
         found = choose(self._catalogue, gpu=gpu, now=now)
         assert found is not None  # the standing asked before
         entry, kind = found
-        free = reading.sample.memory_free if reading.sample is not None else None
-        reserved, others = self._replicas.reserved(device), self._replicas.on(device)
-        room = fit(entry.memory(gpu=gpu), free, reserved, others)
-        if not room.fits:
+        room = self._replicas.room(entry, reading)
+        if room is not None and not room.fits:
             missing = (room.need - room.free) / 2**20
             standing.canary(f"{missing:,.0f} MiB are missing for '{entry.spec.name}'", now)
             return
         log.info("device %s: a canary of '%s' tries it", device, entry.spec.name)
         canary = Canary(entry, kind, device, now)
         self._canaries[device] = canary
-        self._replicas.submit(self._replicas.load(entry, reading, room.evict), canary.execution)
+        evict = room.evict if room is not None else ()
+        self._replicas.submit(self._replicas.load(entry, reading, evict), canary.execution)
 
     def _abort(self, device: str) -> None:
         canary = self._canaries.pop(device, None)

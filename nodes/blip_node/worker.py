@@ -20,11 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip.errors import BlipError, Cancelled, ModelLoadFailed, RuntimeFailed, WorkerCrashed
+from blip.errors import (
+    BlipError,
+    Cancelled,
+    ModelLoadFailed,
+    NoCapacity,
+    RuntimeFailed,
+    WorkerCrashed,
+)
 from blip.kinds import KINDS, Kind, input_from_wire
 from blip.lifecycle import die_with_parent, new_event_loop, tune_gc, tune_memory
 from blip.protocol.credit import SendWindow
 from blip_node.arena import Arena
+from blip_node.gauge import Gauge
 from blip_node.models.prepare import prepare
 from blip_node.models.spec import Builtin, ModelSpec, parse_source
 from blip_node.pipe import Pipe, Row
@@ -32,6 +40,10 @@ from blip_node.runtimes import runtime_for
 from blip_node.runtimes.base import LoadSpec, Outcome, Runtime
 
 log = logging.getLogger(__name__)
+
+#: Seconds between two looks at the memory that the model takes, and the growth worth telling.
+GAUGE_EVERY = 1.0
+GAUGE_STEP = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +148,10 @@ class Worker:
         self._outbox: collections.deque[tuple[RunningJob, bytes | memoryview]] = collections.deque()
         self._thread = threading.get_ident()
         self._waking = False
+        self._gauge: Gauge | None = None
+        self._gauged = 0.0
+        self._told = 0
+        self._gauging: asyncio.TimerHandle | None = None
         self._pipe: Pipe
         self._loop: asyncio.AbstractEventLoop
         self._stopped: asyncio.Future[None]
@@ -164,11 +180,11 @@ class Worker:
     async def _load(self) -> None:
         began = time.monotonic()
         try:
-            runtime, spec = await asyncio.to_thread(self._load_blocking)
+            runtime, spec, memory = await asyncio.to_thread(self._load_blocking)
         except BlipError as error:
             self._broken(error)
         except MemoryError:
-            self._broken(ModelLoadFailed("not enough memory to load the model"))
+            self._broken(NoCapacity("the machine ran out of memory during the load"))
         except Exception as error:
             # whatever a library raises while it loads is the reason the operator needs
             log.exception("loading %s", self._assignment.model.name)
@@ -176,9 +192,10 @@ class Worker:
         else:
             self._runtime = runtime
             tune_gc()
-            self._pipe.send(Row.READY, spec.slots, _resident(), time.monotonic() - began)
+            self._told, self._gauged = memory, time.monotonic()
+            self._pipe.send(Row.READY, spec.slots, memory, time.monotonic() - began)
 
-    def _load_blocking(self) -> tuple[Runtime, LoadSpec]:
+    def _load_blocking(self) -> tuple[Runtime, LoadSpec, int]:
         todo = self._assignment
         path = ""
         if not isinstance(parse_source(todo.model.source, todo.model.name), Builtin):
@@ -202,8 +219,12 @@ class Worker:
             speed=todo.speed,
         )
         runtime = runtime_for(todo.kinds)()
+        gauge = Gauge(todo.device)
         runtime.load(spec, lambda share: self._report(0.5 + share / 2))
-        return runtime, spec
+        memory = gauge.read()
+        if path:  # without a model there is nothing to watch
+            self._gauge = gauge
+        return runtime, spec, memory
 
     def _report(self, share: float) -> None:
         self._loop.call_soon_threadsafe(self._pipe.send, Row.PROGRESS, share)
@@ -242,6 +263,8 @@ class Worker:
             self._pipe.send(Row.FAILED, id, *error.to_wire())
             return
         job = self._jobs[id] = RunningJob(self, id, kind, value, window)
+        if self._gauging is None and self._gauge is not None:
+            self._gauging = self._loop.call_later(GAUGE_EVERY, self._watch)
         task = asyncio.create_task(self._work(job))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -265,9 +288,26 @@ class Worker:
             self._pipe.send(Row.FAILED, job.id, *failure.to_wire())
         else:
             self._flush()
+            self._look()
             self._done(job, outcome)
         finally:
             del self._jobs[job.id]
+
+    def _watch(self) -> None:
+        """Look at the memory while jobs run; without jobs an idle process stays asleep."""
+        self._look()
+        self._gauging = self._loop.call_later(GAUGE_EVERY, self._watch) if self._jobs else None
+
+    def _look(self) -> None:
+        """Tell how much memory the model takes by now, if that has grown."""
+        now = time.monotonic()
+        if self._gauge is None or now - self._gauged < GAUGE_EVERY:
+            return
+        self._gauged = now
+        peak = self._gauge.read()
+        if peak >= self._told + GAUGE_STEP:
+            self._told = peak
+            self._pipe.send(Row.MEMORY, peak)
 
     def _done(self, job: RunningJob, outcome: Outcome) -> None:
         run = time.monotonic() - job.began
@@ -299,10 +339,3 @@ class Worker:
                 self._pipe.send(Row.DATA, job.id, payload)
             else:
                 self._pipe.send(Row.DATA_BLOCK, job.id, block, len(payload))
-
-
-def _resident() -> int:
-    """Bytes of memory this process holds, as the kernel counts them."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)

@@ -224,6 +224,21 @@ API ret nvmlDeviceGetHandleByIndex_v2(unsigned index, device **out) {
     return SUCCESS;
 }
 
+static int is_called(device *d, const char *uuid) {
+    char own[96];
+    return text(d->prefix, "uuid", own, sizeof own) == SUCCESS && !strcmp(own, uuid);
+}
+
+API ret nvmlDeviceGetHandleByUUID(const char *uuid, device **out) {
+    SYSTEM();
+    for (unsigned i = 0; i < CARDS; i++) {
+        if (is_called(&cards[i], uuid)) { *out = &cards[i]; return SUCCESS; }
+        for (unsigned j = 0; j < INSTANCES; j++)
+            if (is_called(&instances[i][j], uuid)) { *out = &instances[i][j]; return SUCCESS; }
+    }
+    return NOT_FOUND;
+}
+
 /* ---- what a device is ---- */
 
 API ret nvmlDeviceGetName(device *d, char *out, unsigned size) { DEVICE(d); return text(d->prefix, "name", out, size); }

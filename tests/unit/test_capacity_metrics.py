@@ -204,12 +204,14 @@ def test_adverts_carry_them_with_ours_and_foreign() -> None:
         speed=1.0,
         bandwidth={},
         benchmarks={},
+        held=lambda device: 0,
+        reserved=lambda device: 7,
         standings={
             id: Standing(id, Neighbour(Policy.OFF, Limits(1, 1.0))) for id in (INFO.id, "other")
         },
     ).devices
     assert (first.ours, first.foreign, first.metrics) == (200, 400, metrics(reading))
-    assert (second.ours, second.foreign, second.metrics["driver"]) == (None, None, "570.133.20")
+    assert (second.ours, second.foreign, second.metrics["driver"]) == (0, None, "570.133.20")
 
 
 def test_the_names_are_documented() -> None:

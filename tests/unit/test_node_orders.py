@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,14 @@ class Node:
         }
         self.remaining = 0
         self.now = 0.0
-        self.orders = Orders(self, "cellar")
+        self.orders = Orders(self, "cellar", self)
         self.answers: list[Ordered] = []
+
+    def load(self, order: Order, say: Callable[[Ordered], None]) -> None:
+        say(Ordered(order.number, "done", text=f"{order.model} loaded"))
+
+    def unload(self, order: Order, say: Callable[[Ordered], None]) -> None:
+        say(Ordered(order.number, "done", text=f"{order.model} unloaded"))
 
     def order(self, devices: Sequence[str], event: Event, wish: str) -> None:
         for device in devices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from blip.errors import ModelLoadFailed
 from blip.protocol.messages import Submit
 from blip_node.executions import Execution
 from blip_node.replica import (
@@ -92,3 +93,66 @@ def test_the_advert_tells_loading_from_ready() -> None:
     made.state, made.load_seconds = State.READY, 1.5
     assert made.advert(9.0).load_seconds == 1.5
     assert made.advert(9.0).progress == 1.0
+
+
+def retried(number: int) -> Execution:
+    made = execution(number)
+    made.retried = True
+    return made
+
+
+def test_what_ran_out_of_memory_runs_alone() -> None:
+    made = replica(State.READY, slots=4)
+    again, *others = retried(0), execution(1), execution(2)
+    made.jobs = {7: others[0]}
+    made.waiting.extend([again, others[1]])
+    assert made.startable() == [], "it waits for those beside it, and holds up those behind it"
+    made.jobs = {}
+    assert made.startable() == [again]
+    made.jobs = {8: again}
+    assert made.startable() == []
+    made.jobs = {}
+    assert made.startable() == [others[1]]
+
+
+def test_those_before_it_start_without_it() -> None:
+    made = replica(State.READY, slots=4)
+    first, again = execution(0), retried(1)
+    made.waiting.extend([first, again])
+    assert made.startable() == [first]
+    assert list(made.waiting) == [again]
+
+
+def test_nothing_starts_while_memory_is_waited_for() -> None:
+    made = replica(State.READY)
+    made.waits_for = [replica(State.STOPPING)]
+    made.waiting.append(execution(1))
+    assert made.startable() == []
+
+
+def test_an_idle_replica_is_unloaded_after_its_keep_alive_unless_it_is_pinned() -> None:
+    made = replica(State.READY)
+    made.used = 100.0
+    assert made.unload_in(1e9) is None
+    made.keep_alive = 30.0
+    assert made.unload_in(110.0) == 20.0
+    assert made.unload_in(131.0) == 0.0
+    told = made.advert(110.0)
+    assert (told.pinned, told.idle, told.unload_in) == (False, 10.0, 20.0)
+    made.jobs[1] = execution(1)
+    assert (made.idle_for(500.0), made.unload_in(500.0)) == (0.0, 30.0)
+    made.jobs.clear()
+    made.pinned = True
+    assert made.idle
+    assert not made.evictable
+    told = made.advert(500.0)
+    assert (told.pinned, told.idle, told.unload_in) == (True, 400.0, None)
+
+
+def test_a_replica_that_leaves_looks_like_one_that_stops() -> None:
+    made = replica(State.READY)
+    made.leaving = True
+    assert made.advert(0.0).state == "stopping"
+    made.state, made.failure = State.FAILED, ModelLoadFailed("no such file")
+    assert made.advert(0.0)[2] == "failed"
+    assert made.advert(0.0).error == "no such file"
