@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from blip.broker.ledger import Account, Key, Ledger
+from blip.broker.priors import load_bandwidth, speed_of
 from blip.broker.quotes import Quote
 from blip.broker.rates import Rates
 from blip.broker.registry import NodeRecord, Status
@@ -280,7 +281,10 @@ class Index:
             site.model = model
             site.fleet.least, site.fleet.most = model.min_replicas, model.max_replicas
             site.load = self._rates.load_seconds(
-                device.key, model.load_bytes, device.info.load_bandwidth
+                device.key,
+                model.load_bytes,
+                device.info.load_bandwidth,
+                load_bandwidth(device.info.benchmark),
             )
             kinds = list(dict.fromkeys(model.kinds))
             if kinds != [candidate.kind for candidate in site.candidates]:
@@ -312,7 +316,10 @@ class Index:
         """Look up a candidate's rate; returns whether it changed."""
         device = candidate.site.device
         rate = self._rates.seconds_per_unit(
-            candidate.kind, candidate.group.model, device.key, device.info.speed
+            candidate.kind,
+            candidate.group.model,
+            device.key,
+            speed_of(device.info, candidate.kind),
         )
         if rate == candidate.rate:
             return False
@@ -515,6 +522,7 @@ def _differs(old: Device, new: Device) -> bool:
     """Whether what follows from a device's figures must be computed anew."""
     return (
         (old.health, old.state) != (new.health, new.state)
+        or old.benchmark != new.benchmark
         or old.speed != new.speed
         or not 0.9 <= (new.load_bandwidth or 1.0) / (old.load_bandwidth or 1.0) <= 1.1
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from blip.broker.index import Index
 from blip.broker.ledger import Lease
+from blip.broker.priors import speed_of
 from blip.broker.rates import Rates
 from blip.broker.sites import Site
 from blip.protocol.messages import Release
@@ -30,7 +31,7 @@ def learn(
         return
     # The company it kept: halfway between what it met and what it left.
     slowdown = (lease.slowdown + site.slowdown(index.crowding)) / 2
-    model, speed = site.model.name, device.info.speed
+    model, speed = site.model.name, speed_of(device.info, lease.kind)
     seconds = release.run / slowdown
     news = rates.observe(lease.kind, model, device.key, speed, release.units, seconds)
     group = index.groups.get((lease.kind, model))

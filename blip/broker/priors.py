@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 
 from blip.protocol import ranking
+from blip.protocol.messages import Device
 
 #: The weight of reading weights against multiplying, 0 to 1, for each kind; see
 #: :func:`blip.protocol.ranking.speed`.
@@ -48,6 +49,18 @@ def kind_speed(benchmark: Mapping[str, float], kind: str) -> float | None:
     if kind in PACED:
         return 1.0
     return ranking.speed(benchmark, BANDWIDTH.get(kind, _BOTH))
+
+
+def speed_of(device: Device, kind: str) -> float:
+    """Return the speed to assume of a device for a kind before it has run any.
+
+    What its owner says goes before what was measured: an advertised speed that is not what the
+    benchmark amounts to is the owner's.
+    """
+    measured = ranking.speed(device.benchmark)
+    if measured is None or not math.isclose(measured, device.speed, rel_tol=1e-6):
+        return device.speed
+    return kind_speed(device.benchmark, kind) or device.speed
 
 
 def load_bandwidth(benchmark: Mapping[str, float]) -> float | None:

@@ -195,18 +195,21 @@ class Rates:
         self.version += 1
         self.moved[kind, model] = self.version
 
-    def load_seconds(self, device: DeviceKey, size: int, advertised: float | None) -> float:
+    def load_seconds(
+        self, device: DeviceKey, size: int, advertised: float | None, most: float | None = None
+    ) -> float:
         """Predict the seconds until a model of ``size`` bytes is loaded on an idle device.
 
         ``advertised`` is the node's own measurement in bytes a second; it outlives brokers, so it
-        goes before ours.
+        goes before ours. Before any load was measured, a disk is assumed, or ``most``, what the
+        link to the device carries, if that is less: a riser with one lane.
         """
         if advertised is not None and SLOWEST_BANDWIDTH <= advertised <= FASTEST_BANDWIDTH:
             bandwidth = advertised
         elif device in self._bandwidths:
             bandwidth = self._bandwidths[device].value
         else:
-            bandwidth = DEFAULT_BANDWIDTH
+            bandwidth = DEFAULT_BANDWIDTH if most is None else min(DEFAULT_BANDWIDTH, most)
         return LOAD_START + max(0, size) / bandwidth
 
     def observe_load(self, device: DeviceKey, size: int, seconds: float) -> None:

@@ -9,6 +9,7 @@ import pytest
 from blip.broker.registry import Liveness, Registry
 from blip.broker.scheduler import Command, Scheduler
 from blip.broker.settings import Settings
+from blip.protocol import ranking
 from blip.protocol.codec import CONTROL_LIMIT, pack
 from blip.protocol.messages import (
     Deny,
@@ -389,3 +390,49 @@ def test_a_crowd_that_is_out_of_the_question_is_counted() -> None:
     (decision,) = broker.explain(request.task)
     assert len(decision.excluded) == 16
     assert decision.unlisted == 24
+
+
+# --- what was measured ----------------------------------------------------------------------------
+
+
+def measured(id: str, decode: float, fp16: float, h2d: float = 1.2e10) -> Device:
+    """A card as its benchmark ranks it."""
+    figures = {"decode": decode, "fp16": fp16, "h2d": h2d}
+    speed = ranking.speed(figures)
+    assert speed is not None
+    return device(id, speed=speed)._replace(benchmark=figures)
+
+
+def test_first_guesses_follow_what_bounds_the_kind() -> None:
+    """One card reads weights faster, the other multiplies faster: they rank the same overall."""
+    models = [model("m", "chat", "image", slots=1)]
+    reads = measured("reads", 6.4e11, 1.25e13)
+    computes = measured("computes", 1.6e11, 5e13)
+    assert reads.speed == pytest.approx(computes.speed)
+    broker = scheduler()
+    replicas = [ready(device_id="reads"), ready(device_id="computes")]
+    join(broker, "a", advert([reads, computes], models, replicas))
+    assert granted(broker.place(place(kind="chat"), G, 1.0)).device == "reads"
+    broker = scheduler()
+    join(broker, "a", advert([reads, computes], models, replicas))
+    assert granted(broker.place(place(kind="image"), G, 1.0)).device == "computes"
+
+
+def test_the_owners_word_goes_before_what_was_measured() -> None:
+    slow = measured("slow", 1.6e11, 1.25e13)._replace(speed=9.0)
+    fast = measured("fast", 6.4e11, 5e13)
+    broker = scheduler()
+    join(broker, "a", warm(slow, fast))
+    assert granted(broker.place(place(), G, 1.0)).device == "slow"
+
+
+def test_a_riser_loads_as_slowly_as_it_was_measured() -> None:
+    broker = scheduler()
+    riser = measured("riser", 3.2e11, 2.5e13, h2d=2.5e8)
+    slot = measured("slot", 3.2e11, 2.5e13)
+    join(broker, "a", advert([riser, slot]))
+    first = granted(broker.place(place(), G, 1.0))
+    assert first.device == "slot"
+    alone = scheduler()
+    join(alone, "a", advert([riser]))
+    assert granted(alone.place(place(), G, 1.0)).load == pytest.approx(1 + 4 * GIB / 2.5e8)
