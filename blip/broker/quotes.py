@@ -13,6 +13,7 @@ from blip.broker.demand import Demand
 from blip.broker.ledger import Key
 from blip.broker.settings import Settings
 from blip.broker.sites import Candidate, DeviceRecord, Group, Site, State
+from blip.protocol.reloads import regret
 
 #: Seconds until memory is what adverts say, after something was loaded or unloaded: an advert.
 SETTLING = 1.0
@@ -256,8 +257,8 @@ class Quotes:
             return _NOTHING
         if need > self.obtainable(device):
             return None
-        # Idle ones first: the one unused for longest, and cheap to reload before dear. Then those
-        # at work, the one that is done first before the others.
+        # Idle ones first, the least regretted before the others, as nodes choose. Then those at
+        # work, the one that is done first before the others.
         order = []
         for other in device.warm.values():
             if other.stays:
@@ -266,11 +267,11 @@ class Quotes:
             wanted = other.account.load or (other.tickets and device.claim is None)
             idle = other.state is State.READY and not wanted
             delay = 0.0 if idle else max(_busy_for(other, now), 1e-3)
-            order.append((delay, other.last_used, other.load, other))
-        order.sort(key=lambda item: item[:3])
+            order.append((delay, regret(other.load, now - other.last_used), other))
+        order.sort(key=lambda item: item[:2])
         victims: list[Site] = []
         wait = 0.0
-        for delay, _, _, other in order:
+        for delay, _, other in order:
             if short <= 0:
                 break
             if other.memory > 0:

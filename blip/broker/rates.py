@@ -19,6 +19,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from blip.protocol.reloads import DISK_BANDWIDTH, LOAD_START, reload_seconds
+
 #: A device of a node: ``(node id, device id)``. What is learned outlives restarts of the node.
 DeviceKey = tuple[str, str]
 
@@ -60,15 +62,6 @@ DEFAULTS: dict[str, float] = {
 }
 #: For kinds that only a plugin knows.
 DEFAULT = 1 / 20
-
-#: Bytes a second from disk to device before any load was measured: a SATA SSD. NVMe does five
-#: times that, a mining riser or a hard disk half; between them, too slow a guess only makes us
-#: prefer replicas that are loaded already.
-DEFAULT_BANDWIDTH = 5e8
-
-#: Seconds a load takes beside moving bytes: a worker forked from a warm server, its CUDA context,
-#: its handshake.
-LOAD_START = 1.0
 
 #: Loads smaller than this say nothing about bandwidth: the start outweighs them.
 MEASURABLE = 64 * 1024 * 1024
@@ -209,8 +202,8 @@ class Rates:
         elif device in self._bandwidths:
             bandwidth = self._bandwidths[device].value
         else:
-            bandwidth = DEFAULT_BANDWIDTH if most is None else min(DEFAULT_BANDWIDTH, most)
-        return LOAD_START + max(0, size) / bandwidth
+            bandwidth = DISK_BANDWIDTH if most is None else min(DISK_BANDWIDTH, most)
+        return reload_seconds(size, bandwidth)
 
     def observe_load(self, device: DeviceKey, size: int, seconds: float) -> None:
         """Learn from a load. Small ones and nonsense are ignored."""

@@ -19,6 +19,7 @@ from blip.errors import Unsatisfiable
 from blip.protocol.constraints import Require, unmet
 from blip.protocol.messages import Device, Model, NodeEntry, Replica
 from blip.protocol.names import unique_names
+from blip.protocol.reloads import reload_seconds
 
 #: Draws, from what is loaded and from what is not. Two are good, more than three bring little and
 #: herd again.
@@ -26,12 +27,6 @@ DRAWS = 3
 
 #: Seconds that a typical task takes on a device of speed 1; only its ratio to a load matters.
 TYPICAL = 2.0
-
-#: Bytes a second from disk to a device that has not measured it: a SATA SSD.
-BANDWIDTH = 5e8
-
-#: Seconds that a load takes beside moving bytes.
-LOAD_START = 1.0
 
 
 class _Option(NamedTuple):
@@ -154,7 +149,7 @@ def _option(entry: NodeEntry, device: Device, model: Model) -> _Option | None:
     # A device that does not tell its size is tried: the load itself decides.
     if model.memory > 0 and device.memory_total > 0 and room(device, replicas) < model.memory:
         return None
-    load = LOAD_START + max(0, model.load_bytes) / (device.load_bandwidth or BANDWIDTH)
+    load = reload_seconds(model.load_bytes, device.load_bandwidth)
     return _Option(entry, device, max(1, model.slots), 0, load)
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from blip.protocol.messages import Advert
-from blip.sim.machine import LOAD_START, Key
+from blip.protocol.reloads import LOAD_START
+from blip.sim.machine import Key
 from blip.sim.node import Node
 from blip.sim.policy import Ended, Policy, Request, World
 

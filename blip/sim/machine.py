@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 
 from blip.protocol.attempt import Refusal
 from blip.protocol.messages import Model
+from blip.protocol.reloads import LOAD_START
 from blip.sim.scenario import Nodes, Steps
 
 GIB = 1024**3
 
-#: Memory that nodes leave alone, as real ones do, and the seconds that a load takes beside moving
-#: bytes: a process, its context, its handshake.
+#: Memory that nodes leave alone, as real ones do.
 HEADROOM = 256 * 1024 * 1024
-LOAD_START = 1.0
 
 #: Attempts that may wait at a replica in multiples of its slots before a node says BUSY.
 QUEUE_FACTOR = 2

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from blip.sim.machine import LOAD_START, Device, Job
+from blip.protocol.reloads import LOAD_START
+from blip.sim.machine import Device, Job
 from blip.sim.node import Node
 from blip.sim.policy import Policy, Request, World
 

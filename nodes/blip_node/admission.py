@@ -14,6 +14,7 @@ from typing import Any
 from blip.errors import NoCapacity
 from blip.protocol.attempt import Refusal
 from blip.protocol.messages import Refuse, Submit
+from blip.protocol.reloads import regret, reload_seconds
 from blip_node.catalogue import Entry
 from blip_node.executions import Executions
 from blip_node.replica import Replica, State
@@ -24,16 +25,6 @@ QUEUE_FACTOR = 2
 
 #: Device memory left alone: allocator slack, readings that lag, the desktop's own needs.
 HEADROOM_BYTES = 256 * 1024 * 1024
-
-#: Seconds that a load takes besides reading: the worker starts and tries the model. And how fast a
-#: device is read to before its first load measures it: a SATA SSD, neither the best nor the worst.
-#: The broker's predictions rest on the same second.
-START_SECONDS = 1.0
-USUAL_BANDWIDTH = 500e6
-
-#: Below this many seconds, how long ago a replica was needed says nothing about who is needed
-#: next: people read an answer before they ask again.
-RECENT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +38,11 @@ class Fit:
     fits: bool
 
 
-def reload_seconds(size: int, bandwidth: float | None) -> float:
-    """Predict the seconds to load ``size`` bytes again, at the device's measured bandwidth."""
-    return START_SECONDS + size / (bandwidth or USUAL_BANDWIDTH)
-
-
-def regret(replica: Replica, now: float, bandwidth: float | None) -> float:
-    """What evicting an idle replica is expected to cost, in seconds of reloading a second.
-
-    The reload has to be paid if the model is needed again. How soon that is, its silence tells:
-    where nothing is known of the rate of requests, what was silent for t seconds is expected to
-    come back at a rate of about 1/t (the longer it was, the longer it will be). So the seconds of
-    the reload are divided by the seconds of silence. With equal reloads that is least recently
-    used; a model that takes a minute to load stays twelve times as long as one that takes five
-    seconds. Size as such does not count: what is freed beyond the need is worth nothing.
-    """
+def _regret(replica: Replica, now: float, bandwidth: float | None) -> float:
+    """What evicting a replica is expected to cost; see :func:`blip.protocol.reloads.regret`."""
     if replica.going:
         return 0.0  # it goes anyway
-    silence = max(0.0, now - replica.used)
-    return reload_seconds(replica.load_bytes, bandwidth) / (silence + RECENT)
+    return regret(reload_seconds(replica.load_bytes, bandwidth), now - replica.used)
 
 
 def victims(
@@ -78,7 +55,7 @@ def victims(
     """
     ranked = sorted(
         (each for each in others if each.memory and (each.evictable or each.going)),
-        key=lambda each: regret(each, now, bandwidth),
+        key=lambda each: _regret(each, now, bandwidth),
     )
     chosen: list[Replica] = []
     freed = 0

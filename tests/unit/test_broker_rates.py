@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blip.broker import rates as rates_module
-from blip.broker.rates import DEFAULTS, FASTEST, LOAD_START, SLOWEST, Rates
+from blip.broker.rates import DEFAULTS, FASTEST, SLOWEST, Rates
+from blip.protocol.reloads import LOAD_START
 
 A, B = ("a", "gpu0"), ("b", "gpu0")
 GIB = 1024**3

@@ -15,13 +15,10 @@ from blip.protocol.messages import Refuse, Submit
 from blip_node.admission import (
     HEADROOM_BYTES,
     QUEUE_FACTOR,
-    START_SECONDS,
     Fit,
     decide,
     fit,
     ran_out,
-    regret,
-    reload_seconds,
     victims,
 )
 from blip_node.catalogue import Catalogue, Entry
@@ -224,16 +221,6 @@ def test_victims_are_enough_and_each_of_them_is_needed(
         assert freed == sum(each.memory for each in there if each.evictable)
     else:
         assert all(freed - each.memory < short for each in chosen)
-
-
-def test_regret_falls_with_silence_and_grows_with_the_reload() -> None:
-    made = replica("m", GIB, 0.0)
-    made.load_bytes = GIB
-    over_time = [regret(made, now, 1e9) for now in (0.0, 1.0, 10.0, 100.0, 1e6)]
-    assert over_time == sorted(over_time, reverse=True)
-    assert regret(made, 10.0, 1e8) > regret(made, 10.0, 1e9)
-    assert regret(made, -5.0, 1e9) == regret(made, 0.0, 1e9), "a clock that stood still"
-    assert reload_seconds(0, None) == START_SECONDS
 
 
 def test_a_load_that_ran_out_of_memory_is_not_tried_again_at_once(entry: Entry) -> None:
