@@ -113,7 +113,7 @@ class Search(NamedTuple):
     """What a decision looked at: ``barred`` are those that only this attempt may not use."""
 
     quotes: tuple[Quote, ...] = ()
-    #: Candidates that came into question, the quoted ones included.
+    #: Candidates that could have been chosen, the quoted ones included.
     seen: int = 0
     #: Those out of the question with why, for as many as are shown; and how many there are.
     excluded: tuple[tuple[Candidate, str], ...] = ()
@@ -124,10 +124,11 @@ NOTHING = Search()
 
 
 def search(
-    group: Group, demand: Demand, quotes: tuple[Quote, ...], seen: int, barred: Sequence[Candidate]
+    group: Group, demand: Demand, quotes: tuple[Quote, ...], barred: Sequence[Candidate]
 ) -> Search:
     """Take down what was looked at, before anything changes."""
     off = group.off
+    seen = len(group.members) - len(off)
     if not off and not barred and not demand.picky:
         return Search(quotes, seen)
     out = dict.fromkeys(barred)
@@ -138,7 +139,7 @@ def search(
     excluded = [(candidate, candidate.barrier) for candidate in islice(off, EXCLUDED_SHOWN)]
     for candidate in islice(out, EXCLUDED_SHOWN - len(excluded)):
         excluded.append((candidate, _why_barred(candidate, demand)))
-    return Search(quotes, seen, tuple(excluded), len(off) + len(out))
+    return Search(quotes, seen - len(out), tuple(excluded), len(off) + len(out))
 
 
 def _why_barred(candidate: Candidate, demand: Demand) -> str:

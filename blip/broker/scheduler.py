@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from blip.broker import refusals, replication, stealing
@@ -28,7 +29,7 @@ from blip.broker.rates import Rates
 from blip.broker.registry import Admission, Change, Hearing, Registry, Status
 from blip.broker.settings import Settings
 from blip.broker.shares import Shares
-from blip.broker.sites import Candidate, DeviceRecord, Lane, State
+from blip.broker.sites import Candidate, DeviceRecord, Group, Lane, State
 from blip.broker.tickets import Ticket, Tickets, rank
 from blip.errors import BlipError, InvalidRequest, Unavailable
 from blip.protocol import messages
@@ -39,7 +40,7 @@ Command = tuple[str, Grant | Deny | Move | Order]
 
 #: Alternatives to the chosen candidate whose costs are kept with a decision. Quoting them is most
 #: of what remembering costs, and the runners-up are what one asks about.
-RUNNERS_UP = 3
+RUNNERS_UP = 2
 
 #: Seconds between two times that the first tickets are planned anew although nothing happened:
 #: predictions go wrong no faster than that.
@@ -304,8 +305,8 @@ class Scheduler:
         if quote is not None and left < math.inf and self._earliest(demand.lane, quote) > left:
             ahead = self.tickets.ahead(rank)
             quote = self._quotes.quickest(group, demand, now, ahead) or quote
-        compared = () if quote is None else self._compare(quote, seen, demand.units, now)
-        return quote, search(group, demand, compared, len(seen), barred)
+        compared = () if quote is None else self._compare(group, quote, seen, demand, now)
+        return quote, search(group, demand, compared, barred)
 
     def _vacant(self, demand: Demand, left: float, now: float) -> Quote | None:
         """Return what could begin at once and be done in time."""
@@ -320,11 +321,23 @@ class Scheduler:
         return quote.finish if self.rates.knows(*lane) else quote.wait
 
     def _compare(
-        self, chosen: Quote, seen: list[Candidate], units: float, now: float
+        self, group: Group, chosen: Quote, seen: list[Candidate], demand: Demand, now: float
     ) -> tuple[Quote, ...]:
-        """Return the chosen quote and the runners-up, for the record."""
-        others = [c for c in seen[: RUNNERS_UP + 1] if c is not chosen.candidate][:RUNNERS_UP]
-        quotes = (self._quotes.quote(candidate, units, now) for candidate in others)
+        """Return the chosen quote and the runners-up, for the record.
+
+        The search stops where nobody can be better: then the next on the shelves come after.
+        """
+        runners = dict.fromkeys(seen[: RUNNERS_UP + 1])
+        for shelf in group.shelves:
+            if len(runners) > RUNNERS_UP:
+                break
+            runners.update((c, None) for _, _, c in shelf[: RUNNERS_UP + 1])
+        runners.pop(chosen.candidate, None)
+        quotes = (
+            self._quotes.quote(candidate, demand.units, now)
+            for candidate in islice(runners, RUNNERS_UP)
+            if not (demand.picky and demand.bars(candidate.site.device))
+        )
         return (chosen, *(quote for quote in quotes if quote is not None))
 
     def _refusal(self, demand: Demand, now: float) -> BlipError | None:
@@ -521,9 +534,7 @@ class Scheduler:
         Others that plan to run there weighed when it was offered; it will not wait for them.
         """
         found = (
-            search(quote.candidate.group, ticket.demand, (quote,), 1, ())
-            if found is None
-            else found
+            search(quote.candidate.group, ticket.demand, (quote,), ()) if found is None else found
         )
         candidate, units = quote.candidate, ticket.demand.units
         quote = self._quotes.quote(candidate, units, now, ticket.key, ahead={}) or quote
@@ -578,7 +589,7 @@ class Scheduler:
             assert lease.place is not None
             device = quote.candidate.site.device
             move = Move(lease.task, lease.attempt, device.node.id, device.info.id)
-            self._decisions.add(now, lease.place, "move", Search((quote,), 1))
+            self._decisions.add(now, lease.place, "move", Search((quote,)))
             commands.append((lease.gateway, move))
         return commands
 

@@ -123,7 +123,7 @@ def _lacks(
         return None if device.kind in value else f"its vendor is {device.kind}"
     if key == "gpu":
         name = device.name.lower()
-        return None if any(word.lower() in name for word in value) else f"it is a {device.name}"
+        return None if any(word.lower() in name for word in value) else f"it is {device.name}"
     if key == "memory":
         if device.memory_total >= value:
             return None

@@ -43,7 +43,7 @@ def test_what_a_device_is(require: dict[str, Any]) -> None:
         ({"node": "rig-2"}, "it is node rig"),
         ({"device": "GPU-2"}, "it is device GPU-1"),
         ({"vendor": "amd"}, "its vendor is nvidia"),
-        ({"gpu": "A100"}, "it is a NVIDIA GeForce RTX 4090"),
+        ({"gpu": "A100"}, "it is NVIDIA GeForce RTX 4090"),
         ({"memory": "48GiB"}, "it has 24.0 GiB of memory, not 48.0 GiB"),
         ({"labels": {"zone": "attic"}}, "its label zone is cellar"),
         ({"labels": {"owner": "me"}}, "it has no label owner"),
