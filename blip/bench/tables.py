@@ -13,6 +13,8 @@ from rich.text import Text
 from blip.bench.placement import KIB, MICRO, Spread, Weight
 from blip.bench.placement import Row as Decisions
 from blip.bench.report import Aim, Figure, Quartiles, Row
+from blip.bench.speed import Row as Speed
+from blip.bench.speed import Times
 
 #: Columns that every table here fits into; a pipe has no width of its own.
 WIDTH = 120
@@ -158,6 +160,37 @@ def weights(found: Sequence[Weight]) -> Table:
     return table
 
 
+def text(rows: Sequence[Speed]) -> Table:
+    """Return the table of how fast a model's tokens come, in three ways."""
+    table = _table("at a time", "generate", "gap p99", "runtime", "x generate", "gap", "p99",
+                   "first", "mesh", "x generate", "gap", "p99", "first", "CPU µs")  # fmt: skip
+    for row in rows:
+        mesh, faster = row.mesh, row.mesh_speedup
+        table.add_row(
+            str(row.company),
+            _number(row.alone.rate),
+            _number(row.alone.gap_p99, _MILLI),
+            _number(row.runtime.rate),
+            _of(row.speedup),
+            *(_number(each, _MILLI) for each in _waits(row.runtime)),
+            *(
+                (
+                    _number(mesh.rate),
+                    _of(faster),
+                    *(_number(each, _MILLI) for each in _waits(mesh)),
+                    _number(mesh.cpu, _MICRO),
+                )
+                if mesh is not None and faster is not None
+                else ("-",) * 6
+            ),
+        )
+    return table
+
+
+def _waits(times: Times) -> tuple[float, float, float]:
+    return times.gap, times.gap_p99, times.first
+
+
 def _spread(spread: Spread) -> tuple[str, str]:
     if not spread.count:
         return "-", "-"
@@ -183,7 +216,10 @@ def _number(value: float, scale: float = 1.0) -> str:
 
 
 def _ratio(figure: Figure) -> str:
-    ratio: Quartiles = figure.ratio
+    return _of(figure.ratio)
+
+
+def _of(ratio: Quartiles) -> str:
     if ratio.q1 == ratio.q3:
         return _number(ratio.median)
     return f"{_number(ratio.median)} [{_number(ratio.q1)}-{_number(ratio.q3)}]"

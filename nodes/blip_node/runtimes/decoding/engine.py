@@ -48,7 +48,10 @@ class Engine:
         rows = model.get_input_embeddings().num_embeddings
         self._vocabulary = Vocabulary(self._tokenizer.backend_tokenizer, rows)
         self._stop_ids = _stop_ids(model, self._tokenizer)
-        self._loop = Loop(_stepper(model, spec, self._context), self._vocabulary)
+        stepper = _stepper(model, spec, self._context)
+        #: Whether one forward pass serves all requests.
+        self.batched = isinstance(stepper, Batched)
+        self._loop = Loop(stepper, self._vocabulary)
         self._loop.start()
         report(1.0)
 
