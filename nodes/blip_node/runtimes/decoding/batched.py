@@ -51,27 +51,22 @@ class Batched:
         """
         out: list[Sequence] = []
         donors = [*wanted, *(each for each in idle if each.cache is not None)]
-        for place, sequence in enumerate(wanted):
+        held = self._pools.reserved
+        for sequence in wanted:
             if sequence in out:
                 continue
-            while not self._fits(sequence, alone=len(donors) == 1):
-                donor = donors[-1]
-                later = donor not in wanted or wanted.index(donor) > place
-                donors.pop()
+            more = size_for(_tokens(sequence)) - _held(sequence)
+            # one that is alone may have more than there is to share
+            while more > 0 and held + more > self._capacity.rows and len(donors) > 1:
+                donor = donors.pop()
+                held -= _held(donor)
                 out.append(donor)
                 self._evict(donor)
-                if not later:
+                if donor is sequence:
                     break  # nobody is left to take from: it waits itself
+            else:
+                held += max(0, more)
         return out
-
-    def _fits(self, sequence: Sequence, *, alone: bool) -> bool:
-        size = size_for(_tokens(sequence))
-        row: Row | None = sequence.cache
-        if row is not None and row.pool.size >= size:
-            return True
-        # a row that grows has both regions while it is copied, but gives the old one back at once
-        held = self._pools.reserved - (row.pool.size if row is not None else 0)
-        return alone or held + size <= self._capacity.rows
 
     def _evict(self, sequence: Sequence) -> None:
         self.release(sequence)
@@ -292,6 +287,12 @@ def _tokens(sequence: Sequence) -> int:
     if sequence.cache is not None:
         return known
     return min(known + HEADSTART, len(sequence.prompt) + sequence.limit)
+
+
+def _held(sequence: Sequence) -> int:
+    """Return the size of a sequence's region."""
+    row: Row | None = sequence.cache
+    return row.pool.size if row is not None else 0
 
 
 def _lacking(sequence: Sequence) -> int:
