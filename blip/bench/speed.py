@@ -114,13 +114,18 @@ def requests_of(company: int, vocabulary: int) -> list[Request]:
     ]
 
 
-def times_of(answers: Sequence[Sequence[float]], seconds: float, cpu: float = 0.0) -> Times:
-    """Sum up: of each answer when it was asked for, and when each of its tokens came."""
+def times_of(
+    answers: Sequence[Sequence[float]], seconds: float, cpu: float = 0.0, tokens: int = 0
+) -> Times:
+    """Sum up: of each answer when it was asked for, and when each of its tokens came.
+
+    ``tokens`` is how many there were, if some came without text and so without a time.
+    """
     gaps = sorted(
         later - earlier for each in answers for earlier, later in itertools.pairwise(each[1:])
     )
     firsts = [each[1] - each[0] for each in answers if len(each) > 1]
-    tokens = sum(len(each) - 1 for each in answers)
+    tokens = tokens or sum(len(each) - 1 for each in answers)
     if not gaps:
         raise RuntimeFailed("no answer had two tokens: there is nothing to measure")
     return Times(

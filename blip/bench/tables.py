@@ -14,7 +14,6 @@ from blip.bench.placement import KIB, MICRO, Spread, Weight
 from blip.bench.placement import Row as Decisions
 from blip.bench.report import Aim, Figure, Quartiles, Row
 from blip.bench.speed import Row as Speed
-from blip.bench.speed import Times
 
 #: Columns that every table here fits into; a pipe has no width of its own.
 WIDTH = 120
@@ -160,35 +159,35 @@ def weights(found: Sequence[Weight]) -> Table:
     return table
 
 
-def text(rows: Sequence[Speed]) -> Table:
-    """Return the table of how fast a model's tokens come, in three ways."""
-    table = _table("at a time", "generate", "gap p99", "runtime", "x generate", "gap", "p99",
-                   "first", "mesh", "x generate", "gap", "p99", "first", "CPU µs")  # fmt: skip
+def text(rows: Sequence[Speed]) -> list[Table]:
+    """Return the tables of how fast a model's tokens come: in a runtime, and through the mesh."""
+    runtime = _table("runtime", "token/s", "generate", "x generate", "gap ms", "p99",
+                     "generate p99", "first ms")  # fmt: skip
+    mesh = _table("mesh", "token/s", "x generate", "gap ms", "added", "p99", "first ms",
+                  "CPU µs")  # fmt: skip
     for row in rows:
-        mesh, faster = row.mesh, row.mesh_speedup
-        table.add_row(
-            str(row.company),
-            _number(row.alone.rate),
-            _number(row.alone.gap_p99, _MILLI),
+        runtime.add_row(
+            f"{row.company} at a time",
             _number(row.runtime.rate),
+            _number(row.alone.rate),
             _of(row.speedup),
-            *(_number(each, _MILLI) for each in _waits(row.runtime)),
-            *(
-                (
-                    _number(mesh.rate),
-                    _of(faster),
-                    *(_number(each, _MILLI) for each in _waits(mesh)),
-                    _number(mesh.cpu, _MICRO),
-                )
-                if mesh is not None and faster is not None
-                else ("-",) * 6
-            ),
+            _number(row.runtime.gap, _MILLI),
+            _number(row.runtime.gap_p99, _MILLI),
+            _number(row.alone.gap_p99, _MILLI),
+            _number(row.runtime.first, _MILLI),
         )
-    return table
-
-
-def _waits(times: Times) -> tuple[float, float, float]:
-    return times.gap, times.gap_p99, times.first
+        if row.mesh is not None and row.mesh_speedup is not None and row.added is not None:
+            mesh.add_row(
+                f"{row.company} at a time",
+                _number(row.mesh.rate),
+                _of(row.mesh_speedup),
+                _number(row.mesh.gap, _MILLI),
+                _number(row.added.median, _MILLI),
+                _number(row.mesh.gap_p99, _MILLI),
+                _number(row.mesh.first, _MILLI),
+                _number(row.mesh.cpu, _MICRO),
+            )
+    return [runtime, mesh] if mesh.row_count else [runtime]
 
 
 def _spread(spread: Spread) -> tuple[str, str]:

@@ -42,6 +42,7 @@ from blip.bench.speed import (
 from blip.cli import FAILURE, INTERRUPTED, render
 from blip.cli.local import LocalMesh
 from blip.cli.up import READY_LIMIT
+from blip.client.answers import piece_from
 from blip.client.sse import Events
 from blip.config import Config, load
 from blip.config.schema import ModelConfig
@@ -141,32 +142,42 @@ class Mesh:
         """Have requests answered over HTTP, so many at a time."""
         waiting = list(requests)[::-1]
         answers: list[list[float]] = []
+        tokens = 0
 
         async def client() -> None:
+            nonlocal tokens
             while waiting:
-                answers.append(await self._answer(*waiting.pop()))
+                times, count = await self._answer(*waiting.pop())
+                answers.append(times)
+                tokens += count
 
         pids = stacks.pids(self._mesh)
         before, began = snapshot(pids), time.perf_counter()
         await asyncio.gather(*(client() for _ in range(company)))
         seconds = time.perf_counter() - began
         cpu = spent(before, snapshot(pids))
-        return times_of(answers, seconds, sum(cpu.values()) - cpu["workers"])
+        return times_of(answers, seconds, sum(cpu.values()) - cpu["workers"], tokens)
 
-    async def _answer(self, prompt: list[int], tokens: int) -> list[float]:
+    async def _answer(self, prompt: list[int], tokens: int) -> tuple[list[float], int]:
+        """Return when it was asked for and when each piece of text came, and its tokens."""
         body = {"model": NAME, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+        stream = {"stream": True, "stream_options": {"include_usage": True}}
         times = [time.perf_counter()]
+        count = 0
         url = f"{self._mesh.url}/v1/completions"
-        async with self._session.post(url, json={**body, "stream": True}) as response:
+        async with self._session.post(url, json=body | stream) as response:
             if response.status != 200:
                 said = await response.text()
                 raise RuntimeFailed(f"the mesh answered {response.status}: {said[:200]}")
             events = Events()
             async for chunk in response.content.iter_any():
                 now = time.perf_counter()
-                # one for each token, and one that says why the answer ends, which here is its limit
-                times += [now for event in events.feed(chunk) if event != "[DONE]"]
-        return times
+                for event in events.feed(chunk):
+                    if event != "[DONE]":
+                        piece = piece_from(event)  # raises what the mesh says went wrong
+                        times += [now] if piece.text else []
+                        count = (piece.usage or {}).get("completion_tokens", count)
+        return times, count
 
 
 @contextlib.asynccontextmanager
@@ -298,4 +309,4 @@ def _print(
         f"{'batched' if facts['batched'] else 'not batched: decoded one after the other'}; "
         f"medians of {rounds} rounds, {render.duration(took)} in all"
     )
-    tables.print_tables([tables.text(rows), *([tables.aims(found)] if found else [])])
+    tables.print_tables([*tables.text(rows), *([tables.aims(found)] if found else [])])

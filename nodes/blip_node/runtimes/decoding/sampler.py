@@ -192,7 +192,9 @@ def _lowest(samplers: Sequence[Sampler], scores: Tensor, count: int) -> tuple[Te
     device, size = scores.device, scores.shape[1]
     best = scores.topk(count).values
     most = torch.tensor([[min(each.top_k or size, size)] for each in samplers], device=device)
-    share = torch.tensor([[each.top_p] for each in samplers], device=device, dtype=torch.float64)
+    # what is to leave all in must not depend on how a sum is rounded
+    shares = [[each.top_p if each.top_p < 1.0 else math.inf] for each in samplers]
+    share = torch.tensor(shares, device=device, dtype=torch.float64)
     weights = (best - best[:, :1]).double().exp()
     passed = weights.cumsum(-1)
     total = (scores.logsumexp(-1, keepdim=True) - best[:, :1]).double().exp()
