@@ -268,9 +268,8 @@ class TestWhatCanBeBatched:
         runtime = load(folder)
         try:
             assert not runtime.batched
-            assert runtime._engine._loop._stepper.slots == SERIAL_SLOTS  # type: ignore[union-attr]
-            model = runtime._engine._loop._stepper._model  # type: ignore[union-attr]
-            assert "ragged" not in model.config._attn_implementation
+            assert stepper_of(runtime).slots == SERIAL_SLOTS
+            assert "ragged" not in stepper_of(runtime)._model.config._attn_implementation
         finally:
             runtime.close()
 
@@ -335,11 +334,14 @@ def llama(folders: Callable[[str], Path]) -> Iterator[TextRuntime]:
     runtime.close()
 
 
+def stepper_of(runtime: TextRuntime) -> Any:
+    return runtime._engine._loop._stepper  # type: ignore[union-attr]
+
+
 def passes_of(runtime: TextRuntime) -> list[int]:
     """Return a list that grows by the tokens of each forward pass."""
     passes: list[int] = []
-    model = runtime._engine._loop._stepper._model  # type: ignore[union-attr]
-    model.register_forward_pre_hook(
+    stepper_of(runtime)._model.register_forward_pre_hook(
         lambda module, args, kwargs: passes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     return passes
@@ -393,7 +395,7 @@ class TestTurns:
         assert not isinstance(kept, BaseException)
         assert len(kept[1]) == 60
         assert max(passes[at[0] :]) == 1
-        pools = llama._engine._loop._stepper._pools  # type: ignore[union-attr]
+        pools = stepper_of(llama)._pools
         assert pools.reserved == 0
 
     async def test_a_row_that_may_not_write_takes_no_part(self, llama: TextRuntime) -> None:
@@ -415,7 +417,7 @@ class TestTurns:
         runtime = load(folder, slots=8, context=256)
         prompts = [[3 + (n * k) % 440 for n in range(30 * k)] for k in range(1, 8)] * 3
         try:
-            pools = runtime._engine._loop._stepper._pools  # type: ignore[union-attr]
+            pools = stepper_of(runtime)._pools
             seen: list[int] = []
             jobs = [
                 RecordingJob("completion", prompt=prompt, max_tokens=40, temperature=0,
@@ -429,7 +431,54 @@ class TestTurns:
             generate(folder, prompt, 40) for prompt in prompts[:7]
         ]
         assert [ids for _, ids, *_ in answers[7:]] == [ids for _, ids, *_ in answers[:7]] * 2
-        assert max(seen) <= runtime._engine._loop._stepper._capacity.rows  # type: ignore[union-attr]
+        assert max(seen) <= stepper_of(runtime)._capacity.rows
+
+    async def test_whoever_waits_for_room_is_served_in_order(self, llama: TextRuntime) -> None:
+        stepper_of(llama)._capacity = Capacity(300, 0)  # two rows
+        first: list[int] = []
+        jobs = [endless([3 + n] * 50, 30) for n in range(40)]
+        for number, job in enumerate(jobs):
+            job._on_emit = lambda job, number=number: (
+                first.append(number) if len(job.parts) == 1 else None
+            )
+        await asyncio.gather(*(llama.run(job) for job in jobs))
+        assert first == list(range(40))
+
+    async def test_an_old_row_that_gave_way_goes_first_again(self, llama: TextRuntime) -> None:
+        stepper_of(llama)._capacity = Capacity(600, 0)
+        old, late = endless([3] * 20, 300), endless([4] * 20, 1000)
+        old._on_emit = lambda job: setattr(job, "writable", len(job.parts) < 5)
+        running = asyncio.create_task(answer(llama, old))
+        while len(old.parts) < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        other = asyncio.create_task(answer(llama, late))
+        passes = passes_of(llama)
+        while len(late.parts) < 400:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        old._on_emit = None
+        passes.clear()
+        old.let(writable=True)
+        ids = (await running)[1]
+        assert len(ids) == 300
+        assert sum(passes) > 20 + 5 + 294  # it had been thrown out
+        assert not other.done()
+        assert (await other)[1][:300] != ids
+        assert len((await other)[1]) == 1000
+
+    async def test_what_is_cancelled_during_a_pass_sends_nothing_more(
+        self, llama: TextRuntime
+    ) -> None:
+        job = endless([3], 100)
+        counted: list[int] = []
+
+        def cancel(module: Any, args: Any, kwargs: Any) -> None:
+            counted.append(len(job.parts))
+            job.cancelled = len(counted) == 8
+
+        stepper_of(llama)._model.register_forward_pre_hook(cancel, with_kwargs=True)
+        with pytest.raises(Cancelled):
+            await llama.run(job)
+        assert counted[-1] == len(job.parts) == 7
 
     async def test_one_failing_choice_is_one_rows(
         self, llama: TextRuntime, monkeypatch: pytest.MonkeyPatch
