@@ -58,7 +58,7 @@ async def _main(
 ) -> int:
     began = time.monotonic()
     shares = None
-    with _ended_by_signals():
+    with ended_by_signals():
         async with stacks.bare() as bare, stacks.blip(render.note) as blip:
             bench = Bench(blip, bare, seconds, profile=profile)
             results = await bench.rounds(cases, rounds)
@@ -77,7 +77,7 @@ async def _main(
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
     """Take the stacks down when we are asked to end by a signal; Ctrl-C asyncio minds itself."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
@@ -202,7 +202,7 @@ def _document(
         "aims": [asdict(aim) | {"met": aim.met} for aim in found],
         "rounds": raw,
     }
-    plain: dict[str, Any] = _without_nan(document)
+    plain: dict[str, Any] = without_nan(document)
     return plain
 
 
@@ -210,12 +210,12 @@ def _raw(visit: Visit) -> dict[str, Any]:
     return {"sample": asdict(visit.sample), "cpu": visit.cpu, "others": visit.others}
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Return the value with null for NaN, which JSON does not have."""
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return value

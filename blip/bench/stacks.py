@@ -18,7 +18,7 @@ from blip.bench.cpu import Pids, descendants
 from blip.cli.local import READY_PAUSE, LocalMesh, free_port
 from blip.cli.up import READY_LIMIT
 from blip.client import AsyncBlip
-from blip.config import Config, load
+from blip.config import load
 from blip.errors import Unavailable
 
 #: Nodes of blip's stack: the fewest among which there is something to choose.
@@ -68,18 +68,24 @@ async def blip(say: Callable[[str], None] = lambda line: None) -> AsyncIterator[
     """
     key = f"bench-{secrets.token_urlsafe(16)}"
     with tempfile.TemporaryDirectory(prefix="blip-bench-", ignore_cleanup_errors=True) as home:
-        async with LocalMesh(_settings(Path(home), key), NODES, say=say) as mesh:
+        echo = {"node.nvml": False, "models.echo.source": "builtin:echo"}
+        config = load(
+            env={},
+            search=False,
+            overrides={**settings(Path(home), key), **echo, "models.echo.preload": True},
+        ).config
+        async with LocalMesh(config, NODES, say=say) as mesh:
             await mesh.ready(READY_LIMIT, key)
-            await _loaded(mesh.url, key)
+            await loaded(mesh.url, key)
             yield Stack(
                 "blip",
                 mesh.config.gateway.port,
-                lambda: _pids(mesh),
+                lambda: pids(mesh),
                 {"Authorization": f"Bearer {key}"},
             )
 
 
-async def _loaded(url: str, key: str) -> None:
+async def loaded(url: str, key: str) -> None:
     """Wait until every node has loaded its replica, so that no request waits for that."""
     async with AsyncBlip(url, key) as client:
         try:
@@ -96,26 +102,20 @@ def _has_replica(node: dict[str, Any]) -> bool:
     return any(replica["state"] == "ready" for replica in node["replicas"])
 
 
-def _settings(home: Path, key: str) -> Config:
-    return load(
-        env={},
-        search=False,
-        overrides={
-            "mesh.state_dir": home,
-            "broker.bind": f"tcp://127.0.0.1:{free_port()}",
-            "gateway.port": 0,
-            "gateway.api_keys": {"bench": hashlib.sha256(key.encode()).hexdigest()},
-            "node.cpu": "on",
-            "node.nvml": False,
-            "node.find_models": False,
-            "node.benchmark": False,
-            "models.echo.source": "builtin:echo",
-            "models.echo.preload": True,
-        },
-    ).config
+def settings(home: Path, key: str) -> dict[str, Any]:
+    """Return what every mesh that is measured sets: a place and ports of its own, and a key."""
+    return {
+        "mesh.state_dir": home,
+        "broker.bind": f"tcp://127.0.0.1:{free_port()}",
+        "gateway.port": 0,
+        "gateway.api_keys": {"bench": hashlib.sha256(key.encode()).hexdigest()},
+        "node.cpu": "on",
+        "node.find_models": False,
+        "node.benchmark": False,
+    }
 
 
-def _pids(mesh: LocalMesh) -> Pids:
+def pids(mesh: LocalMesh) -> Pids:
     """Return the processes by role. A node's workers stand beside its agent: there the work is
     done, in the forkserver's children.
     """

@@ -13,6 +13,7 @@ from rich.text import Text
 from blip.bench.placement import KIB, MICRO, Spread, Weight
 from blip.bench.placement import Row as Decisions
 from blip.bench.report import Aim, Figure, Quartiles, Row
+from blip.bench.speed import Row as Speed
 
 #: Columns that every table here fits into; a pipe has no width of its own.
 WIDTH = 120
@@ -158,6 +159,37 @@ def weights(found: Sequence[Weight]) -> Table:
     return table
 
 
+def text(rows: Sequence[Speed]) -> list[Table]:
+    """Return the tables of how fast a model's tokens come: in a runtime, and through the mesh."""
+    runtime = _table("runtime", "token/s", "generate", "x generate", "gap ms", "p99",
+                     "generate p99", "first ms")  # fmt: skip
+    mesh = _table("mesh", "token/s", "x generate", "gap ms", "added", "p99", "first ms",
+                  "CPU µs")  # fmt: skip
+    for row in rows:
+        runtime.add_row(
+            f"{row.company} at a time",
+            _number(row.runtime.rate),
+            _number(row.alone.rate),
+            _of(row.speedup),
+            _number(row.runtime.gap, _MILLI),
+            _number(row.runtime.gap_p99, _MILLI),
+            _number(row.alone.gap_p99, _MILLI),
+            _number(row.runtime.first, _MILLI),
+        )
+        if row.mesh is not None and row.mesh_speedup is not None and row.added is not None:
+            mesh.add_row(
+                f"{row.company} at a time",
+                _number(row.mesh.rate),
+                _of(row.mesh_speedup),
+                _number(row.mesh.gap, _MILLI),
+                _number(row.added.median, _MILLI),
+                _number(row.mesh.gap_p99, _MILLI),
+                _number(row.mesh.first, _MILLI),
+                _number(row.mesh.cpu, _MICRO),
+            )
+    return [runtime, mesh] if mesh.row_count else [runtime]
+
+
 def _spread(spread: Spread) -> tuple[str, str]:
     if not spread.count:
         return "-", "-"
@@ -183,7 +215,10 @@ def _number(value: float, scale: float = 1.0) -> str:
 
 
 def _ratio(figure: Figure) -> str:
-    ratio: Quartiles = figure.ratio
+    return _of(figure.ratio)
+
+
+def _of(ratio: Quartiles) -> str:
     if ratio.q1 == ratio.q3:
         return _number(ratio.median)
     return f"{_number(ratio.median)} [{_number(ratio.q1)}-{_number(ratio.q3)}]"

@@ -490,6 +490,38 @@ def bench_placement(
     return placement.main(cases=cases, decisions=decisions, as_json=json)
 
 
+@bench_app.command("text")
+def bench_text(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", metavar="NAME", help="A configured model, or a source; else: random."
+        ),
+    ] = "",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=100, help="Rounds.")] = 3,
+    at_a_time: Annotated[
+        str, typer.Option("--at-a-time", metavar="NUMBERS", help="Requests, such as 1,8,32.")
+    ] = "1,8,32",
+    mesh: Annotated[bool, typer.Option(help="Ask over HTTP too.")] = True,
+    config: ConfigFile = None,
+    set_: Set = None,
+    json: Json = False,
+) -> int:
+    """Compare batched decoding with transformers' own generate."""
+    from blip.bench import speed, text
+    from blip.cli import settings
+
+    loaded = settings.read(config, set_)
+    return text.main(
+        model=model,
+        rounds=rounds,
+        companies=speed.companies_of(at_a_time),
+        mesh=mesh,
+        as_json=json,
+        config=loaded.config,
+    )
+
+
 @app.command()
 def version(json: Json = False) -> int:
     """Print the version."""

@@ -12,16 +12,14 @@ from blip_node.footprints import Footprints
 from blip_node.gauge import CONTEXT_BYTES
 from blip_node.models.snapshot import Description, describe
 from blip_node.models.spec import Builtin, ModelSpec, parse_source
+from blip_node.runtimes.decoding.capacity import cache_tokens
 
 log = logging.getLogger(__name__)
 
-#: Tasks that a replica runs at once where nothing is configured, by kind. Text interleaves whole
-#: sequences, so more slots slow each of them; an embedding batches what it has; an echo waits.
-SLOTS = {"chat": 4, "completion": 4, "embedding": 16, "echo": 256}
-
-#: Key-value cache that a text slot is assumed to need, in tokens, whatever its context allows: a
-#: 128k window is rarely filled, and reserving it would leave no model fitting anywhere.
-CACHE_TOKENS = 2048
+#: Tasks that a replica runs at once where nothing is configured, by kind. Text is batched: a pass
+#: for 32 rows takes little longer than for one, until their attention costs what the weights do;
+#: an embedding batches what it has; an echo waits.
+SLOTS = {"chat": 32, "completion": 32, "embedding": 16, "echo": 256}
 
 #: What a replica takes besides its weights, as a share of them (activations, allocator slack).
 OVERHEAD = 0.1
@@ -86,9 +84,9 @@ class Entry:
             return 0
         cache = 0
         if "chat" in self.kinds or "completion" in self.kinds:
-            tokens = min(self.description.context or CACHE_TOKENS, CACHE_TOKENS)
+            tokens = cache_tokens(self.slots, self.description.context)
             device = "cuda" if gpu else "cpu"
-            cache = self.slots * self.description.cache_bytes(tokens, self.spec.dtype, device)
+            cache = self.description.cache_bytes(tokens, self.spec.dtype, device)
         base = CONTEXT_BYTES if gpu else CPU_BYTES
         return int(self.load_bytes(gpu=gpu) * (1 + OVERHEAD)) + cache + base
 

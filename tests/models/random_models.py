@@ -53,9 +53,22 @@ _HYBRID: dict[str, Any] = {
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
     "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {}),
     "mistral-sliding": ("MistralConfig", {"sliding_window": 32}),
     "gemma2-mixed": ("Gemma2Config", {"sliding_window": 32}),
     "phi3": ("Phi3Config", {}),
+    "phi3-longrope": (
+        "Phi3Config",
+        {
+            "original_max_position_embeddings": 64,
+            "rope_scaling": {
+                "type": "longrope",
+                "long_factor": [2.0] * 8,
+                "short_factor": [1.0] * 8,
+            },
+        },
+    ),
+    "bloom-alibi": ("BloomConfig", {"n_layer": 2, "n_head": 4}),
     "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 4096}),
     "gpt-neox": ("GPTNeoXConfig", {}),
     "gpt-oss": ("GptOssConfig", {"num_local_experts": 4, "sliding_window": 32}),

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blip.errors import RuntimeFailed
@@ -18,8 +18,16 @@ from blip_node.runtimes.environment import WORKER_ENV
 os.environ.update(WORKER_ENV)
 
 import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from blip_node.runtimes.decoding.sampler import Choice, Sampler, uniform
+from blip_node.runtimes.decoding.sampler import (
+    NUCLEUS,
+    Choice,
+    Sampler,
+    _narrowed,
+    choose,
+    uniform,
+)
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, 0.0, -1.0])
 
@@ -142,6 +150,81 @@ def test_seeds() -> None:
     assert draw(5) != draw(6)
     assert draw(-(2**80)) == draw(-(2**80))
     assert draw(None) != draw(None)
+
+
+WISHES = st.fixed_dictionaries(
+    {"temperature": st.sampled_from([0, 0.7, 1, 1.9]), "seed": st.integers(0, 9)},
+    optional={
+        "top_k": st.sampled_from([1, 7, 5000]),
+        "top_p": st.sampled_from([0.05, 0.5, 0.99]),
+        "repetition_penalty": st.just(1.3),
+        "frequency_penalty": st.just(0.5),
+        "logit_bias": st.just({3: 2.0}),
+        "logprobs": st.integers(0, 3),
+    },
+)
+
+#: Larger than the part of it that is sorted first, peaked and flat.
+VOCABULARY = 3000
+
+
+def logits_of(seed: int, spread: float) -> torch.Tensor:
+    return torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(WISHES, st.integers(0, 5), st.sampled_from([0.1, 3.0])), min_size=1))
+def test_company_changes_nothing(rows: list[tuple[dict[str, Any], int, float]]) -> None:
+    logits = torch.stack([logits_of(number, spread) for number, (_, _, spread) in enumerate(rows)])
+    if len(rows) > 2:
+        logits[1, 5] = float("nan")
+    so_far = [tuple(range(step)) for _, step, _ in rows]
+    together = choose([sampler((1, 2), **wishes) for wishes, *_ in rows], logits, so_far)
+    for number, (wishes, *_) in enumerate(rows):
+        alone = choose([sampler((1, 2), **wishes)], logits[[number]], [so_far[number]])[0]
+        mine = together[number]
+        if isinstance(alone, Exception):
+            assert number == 1
+            assert type(mine) is type(alone) is RuntimeFailed
+        else:
+            assert isinstance(mine, Choice)
+            assert mine.token == alone.token
+            assert mine.top == alone.top
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 20),
+    st.sampled_from([0.01, 1.0, 4.0]),
+    st.sampled_from([0.5, 1.0, 2.0]),
+    st.sampled_from([0, 1, 40, 2000, 9000]),
+    st.sampled_from([0.1, 0.5, 0.9, 0.999, 1.0]),
+)
+def test_what_stays_is_what_transformers_leaves(
+    seed: int, spread: float, temperature: float, top_k: int, top_p: float
+) -> None:
+    scores = logits_of(seed, spread)[None]
+    wishes: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    mine = _narrowed([sampler(**wishes)], scores)
+    theirs = TemperatureLogitsWarper(temperature)(None, scores)
+    if top_k:
+        theirs = TopKLogitsWarper(top_k)(None, theirs)
+    if top_p < 1:
+        theirs = TopPLogitsWarper(top_p)(None, theirs)
+    kept, expected = mine.isfinite().sum().item(), theirs.isfinite().sum().item()
+    # sums of thousands of probabilities in another order: the last one in or out may differ
+    assert abs(kept - expected) <= (1 if expected > 100 else 0)
+    both = mine.isfinite() & theirs.isfinite()
+    assert both.sum() >= expected - 1
+    torch.testing.assert_close(mine[both], theirs[both])
+
+
+def test_a_nucleus_that_is_larger_than_what_is_sorted_first() -> None:
+    flat = torch.zeros(1, 2 * NUCLEUS)
+    assert _narrowed([sampler(temperature=1, top_p=0.9)], flat).isfinite().all()  # all are equal
+    slope = -torch.arange(4 * NUCLEUS, dtype=torch.float32)[None] * 1e-6
+    kept = _narrowed([sampler(temperature=1, top_p=0.9)], slope).isfinite().sum().item()
+    assert abs(kept / (4 * NUCLEUS) - 0.9) < 0.01
 
 
 @given(st.integers(), st.integers(0, 10**6))

@@ -39,6 +39,12 @@ class TextRuntime:
 
         self._engine = Engine(spec, report)
 
+    @property
+    def batched(self) -> bool:
+        """Whether requests are decoded together in one forward pass; some models cannot be."""
+        assert self._engine is not None, "asked before load"
+        return self._engine.batched
+
     async def run(self, job: Job) -> Outcome:
         """Decode one answer: a ``Delta`` a token, and the ``Finish`` in the outcome.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,19 @@ from blip_node.models.snapshot import DEFAULT_CONTEXT, context_of, fit_context
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
 from blip_node.runtimes.chat import chat_prompt
 from blip_node.runtimes.completion import completion_prompt
+from blip_node.runtimes.decoding.batched import Batched, Unfit
+from blip_node.runtimes.decoding.capacity import divide
 from blip_node.runtimes.decoding.detokenizer import Detokenizer
 from blip_node.runtimes.decoding.loop import Loop
 from blip_node.runtimes.decoding.prompt import Prompt, room
 from blip_node.runtimes.decoding.sampler import Sampler
 from blip_node.runtimes.decoding.sequence import Sequence
-from blip_node.runtimes.decoding.stepper import Stepper
+from blip_node.runtimes.decoding.stepper import Serial, Stepper
 from blip_node.runtimes.decoding.stops import StopMatcher
 from blip_node.runtimes.decoding.vocabulary import Vocabulary
-from blip_node.runtimes.loading import load_pretrained, read_config
+from blip_node.runtimes.loading import failure, load_pretrained, read_config
+
+log = logging.getLogger(__name__)
 
 #: Prompts of more characters are tokenized off the event loop: this many take about 1 ms.
 INLINE_CHARS = 4096
@@ -43,9 +48,10 @@ class Engine:
         rows = model.get_input_embeddings().num_embeddings
         self._vocabulary = Vocabulary(self._tokenizer.backend_tokenizer, rows)
         self._stop_ids = _stop_ids(model, self._tokenizer)
-        stepper = Stepper(model, spec.device)
-        stepper.check()
-        self._loop = Loop(stepper, self._vocabulary, spec.slots)
+        stepper = _stepper(model, spec, self._context)
+        #: Whether one forward pass serves all requests.
+        self.batched = isinstance(stepper, Batched)
+        self._loop = Loop(stepper, self._vocabulary)
         self._loop.start()
         report(1.0)
 
@@ -86,6 +92,21 @@ class Engine:
             StopMatcher(wishes.stop),
             prompt.lead,
         )
+
+
+def _stepper(model: Any, spec: LoadSpec, context: int) -> Stepper:
+    """Return what steps this model: in batches if it can be, else one sequence after the other."""
+    serial = Serial(model, spec.device, spec.slots)
+    serial.check()
+    batched = Batched(model, spec.device, spec.slots, divide(spec.slots, context))
+    try:
+        batched.check()
+    except Unfit as why:
+        log.info("%s is decoded one request after the other: %s", spec.model, why)
+        return serial
+    except Exception as error:
+        raise failure(error) from error
+    return batched
 
 
 def _chars(wishes: ChatInput | CompletionInput) -> int:

@@ -1,4 +1,8 @@
-"""Choosing the next token from a model's logits, as a request asks for it."""
+"""Choosing the next token from a model's logits, as a request asks for it.
+
+All rows of a step are chosen from together, so that sampling costs a few operations a step and not
+a few a row. What a row gets does not depend on the others: every operation works row by row.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.generation.logits_process import (
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from blip.errors import RuntimeFailed
 from blip.kinds.text import TextInput
 
 #: Below this a softmax in float32 is a step function, and dividing by it overflows soon after.
 GREEDY_BELOW = 1e-4
+
+#: Of a vocabulary, sorting this many of the likeliest is enough for nearly every ``top_p``; only a
+#: row whose nucleus is larger has all of it sorted, which takes some twenty times as long.
+NUCLEUS = 1024
 
 
 class Choice(NamedTuple):
@@ -53,9 +56,12 @@ class Sampler:
 
     def __init__(self, wishes: TextInput, prompt: Sequence[int], device: str = "cpu") -> None:
         self._device = device
-        self._logprobs = wishes.logprobs
-        self._seed = secrets.randbits(64) if wishes.seed is None else wishes.seed
-        self._greedy = wishes.temperature < GREEDY_BELOW
+        self.logprobs = wishes.logprobs
+        self.seed = secrets.randbits(64) if wishes.seed is None else wishes.seed
+        self.greedy = wishes.temperature < GREEDY_BELOW
+        self.temperature = wishes.temperature
+        self.top_k = wishes.top_k
+        self.top_p = wishes.top_p
         self._frequency = wishes.frequency_penalty
         self._presence = wishes.presence_penalty
         self._bias = self._tensors(wishes.logit_bias) if wishes.logit_bias else None
@@ -65,14 +71,10 @@ class Sampler:
         if wishes.repetition_penalty != 1.0:
             self._penalty = RepetitionPenaltyLogitsProcessor(wishes.repetition_penalty)
             self._ids = self._row(prompt)
-        self._warpers = []
-        if not self._greedy:
-            if wishes.temperature != 1.0:
-                self._warpers.append(TemperatureLogitsWarper(wishes.temperature))
-            if wishes.top_k:
-                self._warpers.append(TopKLogitsWarper(wishes.top_k))
-            if wishes.top_p < 1.0:
-                self._warpers.append(TopPLogitsWarper(wishes.top_p))
+        #: Whether the logits are to be changed before anything is chosen from them.
+        self.adjusts = bool(
+            self._bias is not None or self._penalty or self._frequency or self._presence
+        )
 
     def pick(self, logits: Tensor, generated: Sequence[int]) -> Choice:
         """Choose the token that follows ``generated`` from ``logits`` [vocabulary].
@@ -80,23 +82,13 @@ class Sampler:
         ``generated`` only ever grows between calls. Raises
         :class:`~blip.errors.RuntimeFailed` when the model computed no numbers.
         """
-        logits = logits.float()
-        if not math.isfinite(logits.max().item()):
-            raise RuntimeFailed(
-                "the model computed NaN or infinity instead of logits",
-                hint="If it was loaded in float16, load it in bfloat16 or float32.",
-            )
-        scores = self._adjusted(logits, generated)[None]
-        if self._greedy:
-            token = int(scores.argmax())
-        else:
-            for warp in self._warpers:
-                scores = warp(None, scores)
-            token = self._draw(scores[0], uniform(self._seed, len(generated)))
-        return self._choice(token, logits)
+        chosen = choose([self], logits[None], [generated])[0]
+        if isinstance(chosen, Exception):
+            raise chosen
+        return chosen
 
-    def _adjusted(self, logits: Tensor, generated: Sequence[int]) -> Tensor:
-        """Return the logits with bias and penalties, leaving the original as it is."""
+    def adjusted(self, logits: Tensor, generated: Sequence[int]) -> Tensor:
+        """Return the logits [vocabulary] with bias and penalties, leaving the original as it is."""
         fresh = list(generated[self._counted :])
         self._counted = len(generated)
         if self._bias is not None:
@@ -113,17 +105,12 @@ class Sampler:
             logits = logits - self._frequency * self._counts - self._presence * used
         return logits
 
-    @staticmethod
-    def _draw(scores: Tensor, point: float) -> int:
-        """Return the index at which the cumulative probability passes ``point``."""
-        cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
-        return int(torch.searchsorted(cumulative, cumulative[-1] * point, right=True))
-
-    def _choice(self, token: int, logits: Tensor) -> Choice:
-        if self._logprobs is None:
+    def choice(self, token: int, logits: Tensor) -> Choice:
+        """Return a chosen token with the log-probabilities that were asked for."""
+        if self.logprobs is None:
             return Choice(token)
         logprobs = logits.log_softmax(-1)
-        best = logprobs.topk(min(self._logprobs, logprobs.numel()))
+        best = logprobs.topk(min(self.logprobs, logprobs.numel()))
         top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         return Choice(token, logprobs[token].item(), top)
 
@@ -132,3 +119,104 @@ class Sampler:
 
     def _tensors(self, bias: dict[int, float]) -> tuple[Tensor, Tensor]:
         return self._row(list(bias))[0], torch.tensor([*bias.values()], device=self._device)
+
+
+def choose(
+    samplers: Sequence[Sampler], logits: Tensor, generated: Sequence[Sequence[int]]
+) -> list[Choice | Exception]:
+    """Choose a token for each row of ``logits`` [rows, vocabulary] by its sampler's wishes.
+
+    A row that holds no numbers gets a :class:`~blip.errors.RuntimeFailed`, the others their token.
+    """
+    logits = logits.float()
+    highest = logits.max(-1).values.tolist()  # NaN if one is among them
+    scores = logits
+    if any(sampler.adjusts for sampler in samplers):
+        scores = torch.stack(
+            [
+                sampler.adjusted(row, so_far) if sampler.adjusts else row
+                for sampler, row, so_far in zip(samplers, logits, generated, strict=True)
+            ]
+        )
+    rows = range(len(samplers))
+    usable = [math.isfinite(highest[row]) for row in rows]
+    tokens: dict[int, int] = {}
+    greedy = [row for row in rows if usable[row] and samplers[row].greedy]
+    drawn = [row for row in rows if usable[row] and not samplers[row].greedy]
+    if greedy:
+        tokens |= zip(greedy, _some(scores, greedy).argmax(-1).tolist(), strict=True)
+    if drawn:
+        points = [uniform(samplers[row].seed, len(generated[row])) for row in drawn]
+        narrowed = _narrowed([samplers[row] for row in drawn], _some(scores, drawn))
+        tokens |= zip(drawn, _draw(narrowed, points), strict=True)
+    return [
+        samplers[row].choice(tokens[row], logits[row]) if usable[row] else _no_numbers()
+        for row in rows
+    ]
+
+
+def _some(scores: Tensor, rows: list[int]) -> Tensor:
+    """Return some rows; without a copy if they are all."""
+    return scores if len(rows) == len(scores) else scores[rows]
+
+
+def _narrowed(samplers: Sequence[Sampler], scores: Tensor) -> Tensor:
+    """Return scores [rows, vocabulary] by each row's temperature, -inf for what its top_k and
+    top_p leave out.
+    """
+    heat = [[sampler.temperature] for sampler in samplers]
+    scores = scores / torch.tensor(heat, device=scores.device)
+    cut = [row for row, each in enumerate(samplers) if each.top_k or each.top_p < 1.0]
+    if not cut:
+        return scores
+    wishes, some = [samplers[row] for row in cut], _some(scores, cut)
+    size = scores.shape[1]
+    count = min(size, max(NUCLEUS, *(each.top_k for each in wishes)))
+    lowest, whole = _lowest(wishes, some, count)
+    if not all(whole):
+        larger = [row for row, found in enumerate(whole) if not found]
+        lowest[larger] = _lowest([wishes[row] for row in larger], some[larger], size)[0]
+    some = some.masked_fill(some < lowest, float("-inf"))
+    if len(cut) == len(samplers):
+        return some
+    return scores.index_copy(0, torch.tensor(cut, device=scores.device), some)
+
+
+def _lowest(samplers: Sequence[Sampler], scores: Tensor, count: int) -> tuple[Tensor, list[bool]]:
+    """Return the lowest score [rows, 1] that each row's top_k and top_p leave in, and whether the
+    ``count`` likeliest tokens were enough to tell.
+
+    A token stays if those before it do not make up ``top_p`` of what ``top_k`` leaves; so do others
+    with the same score, or it would depend on how they happen to be sorted.
+    """
+    device, size = scores.device, scores.shape[1]
+    best = scores.topk(count).values
+    most = torch.tensor([[min(each.top_k or size, size)] for each in samplers], device=device)
+    # what is to leave all in must not depend on how a sum is rounded
+    shares = [[each.top_p if each.top_p < 1.0 else math.inf] for each in samplers]
+    share = torch.tensor(shares, device=device, dtype=torch.float64)
+    weights = (best - best[:, :1]).double().exp()
+    passed = weights.cumsum(-1)
+    total = (scores.logsumexp(-1, keepdim=True) - best[:, :1]).double().exp()
+    total = torch.where(most < size, passed.gather(1, most.clamp(max=count) - 1), total)
+    left = (passed - weights < share * total) & (torch.arange(count, device=device) < most)
+    kept = left.sum(-1, keepdim=True).clamp(min=1)
+    enough = (kept < count) | (most <= count)
+    return best.gather(1, kept - 1), (enough | (count == size))[:, 0].tolist()
+
+
+def _draw(scores: Tensor, points: Sequence[float]) -> list[int]:
+    """Return for each row the index at which the cumulative probability passes its point."""
+    cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
+    at = torch.tensor(points, dtype=torch.float64, device=scores.device)[:, None]
+    found: list[int] = torch.searchsorted(cumulative, cumulative[:, -1:] * at, right=True)[
+        :, 0
+    ].tolist()
+    return found
+
+
+def _no_numbers() -> RuntimeFailed:
+    return RuntimeFailed(
+        "the model computed NaN or infinity instead of logits",
+        hint="If it was loaded in float16, load it in bfloat16 or float32.",
+    )

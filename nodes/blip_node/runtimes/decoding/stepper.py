@@ -1,60 +1,109 @@
-"""The only place that calls the model: one step for each of several sequences."""
+"""The only place that calls the model, and the one that takes sequences one after the other.
+
+:class:`~blip_node.runtimes.decoding.batched.Batched` is the other, for most models.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from blip.errors import ModelLoadFailed
+from blip_node.runtimes.decoding import share
 from blip_node.runtimes.decoding.sequence import Sequence
-from blip_node.runtimes.loading import failure, is_out_of_memory
-
-#: Prompt tokens computed in one step: enough to use the arithmetic, few enough that the others
-#: do not wait long for their next token.
-PREFILL_CHUNK = 256
+from blip_node.runtimes.loading import failure, is_fatal, is_out_of_memory
 
 #: Of the range of the logits. Rounding in bfloat16 stays below a hundredth; models that forget
 #: were seen at an eighth and more.
 CHECK_TOLERANCE = 0.05
 
+#: Sequences that are worth interleaving where each takes a pass of its own: more would slow each
+#: of them, and finish none sooner.
+SERIAL_SLOTS = 4
 
-class Stepper:
-    """Steps sequences one after the other, each with a key-value cache of its own.
 
-    :meth:`step` is the whole interface: what comes to batch the sequences into one forward pass
-    replaces this class and nothing else.
+class Stepped(NamedTuple):
+    """What came of a step.
+
+    ``ready`` are the sequences whose next token may be chosen, from the row of ``logits``
+    [sequences, vocabulary] at the same place; ``failed`` those whose computation raised, which
+    harms no other.
     """
 
-    def __init__(self, model: Any, device: str) -> None:
+    ready: list[Sequence]
+    logits: Tensor | None
+    failed: list[tuple[Sequence, Exception]]
+
+
+class Stepper(Protocol):
+    """What computes. It belongs to the inference thread."""
+
+    #: How many sequences are worth having in turns at once.
+    slots: int
+
+    def provide(self, wanted: list[Sequence], idle: list[Sequence]) -> list[Sequence]:
+        """Make room for the next step of ``wanted``, which come in the order of their arrival;
+        return those that must wait until others have ended.
+
+        Room may be taken from ``idle`` sequences and from late ones; what they had computed is
+        gone then, and will be computed again.
+        """
+        ...
+
+    def step(self, sequences: list[Sequence]) -> Stepped:
+        """Compute some of what is due: one token, or a piece of the prompt."""
+        ...
+
+    def release(self, sequence: Sequence) -> None:
+        """Free the memory of a sequence."""
+        ...
+
+
+class Serial:
+    """Steps sequences one after the other, each with a key-value cache of its own.
+
+    It runs every model that transformers can decode with a cache, recurrent hybrids among them.
+    """
+
+    def __init__(self, model: Any, device: str, slots: int) -> None:
+        self.slots = min(slots, SERIAL_SLOTS)
         self._model = model
         self._device = device
         self._config = model.config.get_text_config(decoder=True)
         self._keep = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
 
-    def step(
-        self, sequences: list[Sequence]
-    ) -> Iterator[tuple[Sequence, Tensor | Exception | None]]:
-        """Compute what is due of each sequence and yield it with the result.
+    def provide(self, wanted: list[Sequence], idle: list[Sequence]) -> list[Sequence]:
+        """Nothing is shared, so nobody waits: see :class:`Stepper`."""
+        return []
 
-        That is the logits [vocabulary] of its next token, or None if some of its prompt is still
-        due, or the exception that its computation raised; the others go on regardless.
-        """
+    def step(self, sequences: list[Sequence]) -> Stepped:
+        """Compute what is due of each sequence: see :class:`Stepper`."""
+        ready, rows = [], []
+        failed: list[tuple[Sequence, Exception]] = []
         for sequence in sequences:
-            result: Tensor | Exception | None
             try:
-                result = self._advance(sequence)
+                logits = self._advance(sequence)
             except Exception as error:
-                result = error
-            yield sequence, result
+                failed.append((sequence, error))
+                if is_fatal(error):
+                    break
+            else:
+                if logits is not None:
+                    ready.append(sequence)
+                    rows.append(logits)
+        return Stepped(ready, torch.stack(rows) if rows else None, failed)
+
+    def release(self, sequence: Sequence) -> None:
+        """Free the cache: see :class:`Stepper`."""
+        sequence.cache = None
 
     def _advance(self, sequence: Sequence) -> Tensor | None:
         if sequence.cache is None:
             sequence.cache = DynamicCache(config=self._config)
-        tokens = sequence.due(PREFILL_CHUNK)
+        tokens = sequence.due(share.ALONE)
         output = self._model(
             input_ids=torch.tensor([tokens], device=self._device),
             past_key_values=sequence.cache,
