@@ -13,8 +13,9 @@ from blip_node.models.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 #: Tasks that a replica runs at once where nothing is configured, by kind. Text interleaves whole
-#: sequences, so more slots slow each of them; an embedding batches what it has; an echo waits.
-SLOTS = {"chat": 4, "completion": 4, "embedding": 16, "echo": 256}
+#: sequences, so more slots slow each of them; an embedding batches what it has; images are
+#: painted one by one; an echo waits.
+SLOTS = {"chat": 4, "completion": 4, "embedding": 16, "image": 1, "echo": 256}
 
 #: Key-value cache that a text slot is assumed to need, in tokens, whatever its context allows: a
 #: 128k window is rarely filled, and reserving it would leave no model fitting anywhere.
@@ -50,6 +51,9 @@ class Entry:
             tokens = min(self.description.context or CACHE_TOKENS, CACHE_TOKENS)
             device = "cuda" if gpu else "cpu"
             cache = self.slots * self.description.cache_bytes(tokens, self.spec.dtype, device)
+        if "image" in self.kinds:  # one task at a time, whatever the slots
+            device = "cuda" if gpu else "cpu"
+            cache = self.description.activation_bytes(self.spec.dtype, device)
         return int(self.load_bytes(gpu=gpu) * (1 + OVERHEAD)) + cache
 
     def broken(self, error: BlipError, now: float) -> None:
