@@ -18,7 +18,7 @@ from aiohttp import web
 
 from blip.errors import Cancelled, ModelNotFound
 from blip.gateway.app import build_app
-from blip.gateway.mesh import Answer, Call, Health, Options, ServedModel, TaskView, Timing
+from blip.gateway.mesh import Answer, Call, Health, Mesh, Options, ServedModel, TaskView, Timing
 from blip.gateway.settings import GatewaySettings
 from blip.kinds import Kind, TaskInput
 from blip.kinds.chat import ChatInput
@@ -296,7 +296,7 @@ def mesh() -> MemoryMesh:
 
 @contextlib.asynccontextmanager
 async def served(
-    backend: MemoryMesh, settings: GatewaySettings | None = None, shutdown_timeout: float = 1.0
+    backend: Mesh, settings: GatewaySettings | None = None, shutdown_timeout: float = 1.0
 ) -> AsyncIterator[str]:
     """Serve ``backend`` on a loopback port as the real server does; yields the origin."""
     app = build_app(backend, settings or GatewaySettings())

@@ -196,7 +196,8 @@ async def test_a_prompt_beyond_the_encoders_window_is_refused(toy: ImageRuntime)
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_every_scheduler_paints_the_heart(toy: ImageRuntime, name: str) -> None:
-    picture = await paint(toy, scheduler=name, steps=20)
+    # Karras' spacing begins at more noise than this model's schedule, and so takes more steps
+    picture = await paint(toy, scheduler=name, steps=20 if "karras" in name else 10)
     assert (centre(picture), corners(picture)) == ("red", "white")
 
 
