@@ -11,8 +11,10 @@ from blip.client.answers import (
     EchoAnswer,
     EmbeddingAnswer,
     GatewayUnreachable,
+    ImageAnswer,
     ModelInfo,
     Origin,
+    Picture,
     TextAnswer,
 )
 from blip.client.sync import Blip, SyncTextStream
@@ -24,9 +26,11 @@ __all__ = [
     "EchoAnswer",
     "EmbeddingAnswer",
     "GatewayUnreachable",
+    "ImageAnswer",
     "Messages",
     "ModelInfo",
     "Origin",
+    "Picture",
     "SyncTextStream",
     "TextAnswer",
     "TextStream",

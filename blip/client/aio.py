@@ -15,17 +15,19 @@ from blip.client.answers import (
     EchoAnswer,
     EmbeddingAnswer,
     GatewayUnreachable,
+    ImageAnswer,
     ModelInfo,
     Origin,
     TextAnswer,
     error_from,
     models_from,
+    pictures_from,
     piece_from,
     text_from,
     vectors_from,
 )
 from blip.client.sse import Events
-from blip.errors import BlipError, DeadlineExceeded, InternalError, NodeLost
+from blip.errors import BlipError, DeadlineExceeded, InternalError, InvalidRequest, NodeLost
 
 DEFAULT_URL = "http://127.0.0.1:8001"
 
@@ -123,6 +125,36 @@ class AsyncBlip:
         options = {"input": texts, "encoding_format": "base64", "dimensions": dimensions}
         return vectors_from(*await self._json("POST", "/v1/embeddings", _body(model, options)))
 
+    async def image(
+        self,
+        model: str,
+        prompt: str = "",
+        *,
+        image: bytes | None = None,
+        mask: bytes | None = None,
+        n: int = 1,
+        size: str | None = None,
+        **options: Any,
+    ) -> ImageAnswer:
+        """Paint pictures of a prompt; with the bytes of an ``image``, paint that over.
+
+        A ``mask`` of the same size says where: what is transparent in it, or light if it has no
+        transparency. An image without a prompt is varied. Options go on under the route's names
+        (``negative_prompt``, ``steps``, ``guidance_scale``, ``seed``, ``scheduler``,
+        ``strength``, ``output_format``, ``output_compression``).
+        """
+        body = _body(model, {"prompt": prompt or None, "n": n, "size": size, **options})
+        if image is None:
+            if mask is not None:
+                raise InvalidRequest("a mask needs an image", param="mask")
+            return pictures_from(*await self._json("POST", "/v1/images/generations", body))
+        form = aiohttp.FormData({name: str(value) for name, value in body.items()})
+        form.add_field("image", image, filename="image")
+        if mask is not None:
+            form.add_field("mask", mask, filename="mask")
+        path = "/v1/images/edits" if prompt else "/v1/images/variations"
+        return pictures_from(*await self._json("POST", path, form))
+
     async def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given.
 
@@ -139,7 +171,7 @@ class AsyncBlip:
     # --- HTTP ---
 
     async def _json(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
+        self, method: str, path: str, body: Mapping[str, Any] | aiohttp.FormData | None = None
     ) -> tuple[Any, Origin]:
         status, raw, headers = await self._send(method, path, body)
         self._check(status, raw, headers)
@@ -150,12 +182,13 @@ class AsyncBlip:
             raise error_from(status, body, headers, self.url)
 
     async def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
+        self, method: str, path: str, body: Mapping[str, Any] | aiohttp.FormData | None = None
     ) -> tuple[int, bytes, Mapping[str, str]]:
+        sent: dict[str, Any] = {"data" if isinstance(body, aiohttp.FormData) else "json": body}
         total = aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_TIMEOUT)
         try:
             async with self._open().request(
-                method, self.url + path, json=body, timeout=total
+                method, self.url + path, timeout=total, **sent
             ) as response:
                 return response.status, await response.read(), response.headers
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

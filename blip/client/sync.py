@@ -9,7 +9,14 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from blip.client.aio import AsyncBlip, Messages, TextStream
-from blip.client.answers import EchoAnswer, EmbeddingAnswer, ModelInfo, Origin, TextAnswer
+from blip.client.answers import (
+    EchoAnswer,
+    EmbeddingAnswer,
+    ImageAnswer,
+    ModelInfo,
+    Origin,
+    TextAnswer,
+)
 
 T = TypeVar("T")
 
@@ -89,6 +96,10 @@ class Blip:
     ) -> EmbeddingAnswer:
         """Return one vector a text."""
         return self._wait(self._client.embed(model, texts, dimensions=dimensions))
+
+    def image(self, model: str, prompt: str = "", **options: Any) -> ImageAnswer:
+        """Paint pictures; see :meth:`blip.client.AsyncBlip.image` for the options."""
+        return self._wait(self._client.image(model, prompt, **options))
 
     def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given."""
