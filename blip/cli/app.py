@@ -372,6 +372,27 @@ def bench_placement(
     return placement.main(cases=cases, decisions=decisions, as_json=json)
 
 
+@bench_app.command("image")
+def bench_image(
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FOLDER", help="A diffusers pipeline; toy-shapes if none."),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Such as cpu or cuda:0.")] = "cpu",
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, max=450, help="Steps that are compared.")
+    ] = 40,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, max=1000, help="Interleaved rounds.")
+    ] = 9,
+    json: Json = False,
+) -> int:
+    """Compare painting in blip's runtime with bare diffusers."""
+    from blip.bench import image
+
+    return image.main(model=model, device=device, steps=steps, rounds=rounds, as_json=json)
+
+
 @app.command()
 def version(json: Json = False) -> int:
     """Print the version."""

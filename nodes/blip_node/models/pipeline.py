@@ -48,6 +48,8 @@ TEXT_TO_IMAGE = frozenset(
 #: Components that do the denoising; one of them says the size that the model was made for.
 _DENOISERS = ("unet", "transformer")
 
+_LIBRARIES = ("diffusers", "transformers")
+
 #: Side in pixels of the pictures of models that do not say theirs: what current ones are made for.
 DEFAULT_SIDE = 1024
 
@@ -86,8 +88,8 @@ def shards(folder: Path) -> list[Path]:
         if not (folder / name / "config.json").is_file():
             continue  # tokenizers, schedulers and image processors have no weights
         stem = "model" if library == "transformers" else "diffusion_pytorch_model"
-        if not any((folder / name).glob(f"{stem}.*")):
-            stem = "model"  # safety checkers are diffusers' by module, transformers' by format
+        if library not in _LIBRARIES and any((folder / name).glob("model.*")):
+            stem = "model"  # safety checkers are of a pipeline's module, and of transformers' sort
         files += weights.shards(folder / name, stem)
     if not files:
         raise ModelLoadFailed(f"{folder / INDEX} names no component with weights")
