@@ -205,6 +205,63 @@ def embed(
 
 
 @app.command()
+def image(
+    model: Model,
+    prompt: Annotated[
+        str, typer.Argument(metavar="[PROMPT]", help="What to paint; may be left out with --from.")
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Where to: .png, .jpg or .webp; - for stdout."
+        ),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="WxH", help="Such as 512x512.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same picture.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, max=10, help="Pictures.")] = 1,
+    negative: Annotated[
+        str | None, typer.Option("--negative", help="What to keep out of it.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", min=0, help="How closely to follow the prompt.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", metavar="NAME", help="Such as euler-karras.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="IMAGE", help="A picture to paint over.")
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option("--mask", metavar="IMAGE", help="Where to: transparent, or else white."),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option("--strength", min=0, max=1, help="How much of --from may change."),
+    ] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> int:
+    """Paint pictures and write them to files."""
+    from blip.cli import paint
+
+    options = {
+        "negative_prompt": negative,
+        "steps": steps,
+        "guidance_scale": guidance,
+        "seed": seed,
+        "scheduler": scheduler,
+        "strength": strength,
+    }
+    request = paint.Request(model, prompt, n, size, source, mask, options)
+    return paint.run(request, out, url, api_key, as_json=json)
+
+
+@app.command()
 def models(url: Url = None, api_key: ApiKey = None, json: Json = False) -> int:
     """List the models that the mesh serves."""
     from blip.cli import views
@@ -520,6 +577,27 @@ def bench_text(
         as_json=json,
         config=loaded.config,
     )
+
+
+@bench_app.command("image")
+def bench_image(
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FOLDER", help="A diffusers pipeline; toy-shapes if none."),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Such as cpu or cuda:0.")] = "cpu",
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, max=450, help="Steps that are compared.")
+    ] = 40,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, max=1000, help="Interleaved rounds.")
+    ] = 9,
+    json: Json = False,
+) -> int:
+    """Compare painting in blip's runtime with bare diffusers."""
+    from blip.bench import image
+
+    return image.main(model=model, device=device, steps=steps, rounds=rounds, as_json=json)
 
 
 @app.command()

@@ -11,8 +11,10 @@ from blip.client.answers import (
     EchoAnswer,
     EmbeddingAnswer,
     GatewayUnreachable,
+    ImageAnswer,
     ModelInfo,
     Origin,
+    Picture,
     TextAnswer,
 )
 from blip.client.stream import TextStream
@@ -25,9 +27,11 @@ __all__ = [
     "EchoAnswer",
     "EmbeddingAnswer",
     "GatewayUnreachable",
+    "ImageAnswer",
     "Messages",
     "ModelInfo",
     "Origin",
+    "Picture",
     "Progress",
     "SyncTextStream",
     "TextAnswer",

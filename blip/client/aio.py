@@ -15,18 +15,20 @@ from blip.client.answers import (
     EchoAnswer,
     EmbeddingAnswer,
     GatewayUnreachable,
+    ImageAnswer,
     ModelInfo,
     Origin,
     TextAnswer,
     error_from,
     error_from_envelope,
     models_from,
+    pictures_from,
     text_from,
     vectors_from,
 )
 from blip.client.options import Require, task_headers
 from blip.client.stream import CONNECT_TIMEOUT, EventReader, TextStream
-from blip.errors import DeadlineExceeded, InternalError
+from blip.errors import DeadlineExceeded, InternalError, InvalidRequest
 
 DEFAULT_URL = "http://127.0.0.1:8001"
 
@@ -187,6 +189,41 @@ class AsyncBlip:
         body = _body(model, options)
         return vectors_from(*await self._json("POST", "/v1/embeddings", body, headers))
 
+    async def image(
+        self,
+        model: str,
+        prompt: str = "",
+        *,
+        image: bytes | None = None,
+        mask: bytes | None = None,
+        n: int = 1,
+        size: str | None = None,
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
+        **options: Any,
+    ) -> ImageAnswer:
+        """Paint pictures of a prompt; with the bytes of an ``image``, paint that over.
+
+        A ``mask`` of the same size says where: what is transparent in it, or light if it has no
+        transparency. An image without a prompt is varied. Options go on under the route's names
+        (``negative_prompt``, ``steps``, ``guidance_scale``, ``seed``, ``scheduler``,
+        ``strength``, ``output_format``, ``output_compression``).
+        """
+        headers = task_headers(priority, deadline, require)
+        body = _body(model, {"prompt": prompt or None, "n": n, "size": size, **options})
+        if image is None:
+            if mask is not None:
+                raise InvalidRequest("a mask needs an image", param="mask")
+            path = "/v1/images/generations"
+            return pictures_from(*await self._json("POST", path, body, headers))
+        form = aiohttp.FormData({name: str(value) for name, value in body.items()})
+        form.add_field("image", image, filename="image")
+        if mask is not None:
+            form.add_field("mask", mask, filename="mask")
+        path = "/v1/images/edits" if prompt else "/v1/images/variations"
+        return pictures_from(*await self._json("POST", path, form, headers))
+
     async def echo(
         self,
         text: str = "",
@@ -297,7 +334,7 @@ class AsyncBlip:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | aiohttp.FormData | None = None,
         said: Mapping[str, str] | None = None,
     ) -> tuple[Any, Origin]:
         status, raw, headers = await self._send(method, path, body, said)
@@ -312,13 +349,14 @@ class AsyncBlip:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | aiohttp.FormData | None = None,
         said: Mapping[str, str] | None = None,
     ) -> tuple[int, bytes, Mapping[str, str]]:
+        sent: dict[str, Any] = {"data" if isinstance(body, aiohttp.FormData) else "json": body}
         total = aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_TIMEOUT)
         try:
             async with self._open().request(
-                method, self.url + path, json=body, headers=said, timeout=total
+                method, self.url + path, headers=said, timeout=total, **sent
             ) as response:
                 return response.status, await response.read(), response.headers
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

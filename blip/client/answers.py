@@ -64,6 +64,25 @@ class EmbeddingAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture: the bytes of its file, and the seed that paints it again."""
+
+    file: bytes
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAnswer:
+    """The pictures of a request; ``size`` is written as ``64x64``, ``format`` as ``png``."""
+
+    pictures: list[Picture]
+    size: str
+    format: str
+    usage: Mapping[str, Any]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
 class EchoAnswer:
     """What the ``echo`` kind gave back: the bytes, or the text in UTF-8."""
 
@@ -176,6 +195,20 @@ def vectors_from(body: Any, origin: Origin) -> EmbeddingAnswer:
     rows = sorted(body["data"], key=lambda row: int(row["index"]))
     return EmbeddingAnswer(
         [_vector(row["embedding"]) for row in rows], body.get("usage") or {}, origin
+    )
+
+
+def pictures_from(body: Any, origin: Origin) -> ImageAnswer:
+    """Read the answer of an image route. Raises ``InternalError`` for what is not base64."""
+    try:
+        pictures = [
+            Picture(base64.b64decode(row["b64_json"], validate=True), int(row["seed"]))
+            for row in body["data"]
+        ]
+    except binascii.Error as error:
+        raise InternalError(f"the gateway sent a picture that is not base64: {error}") from None
+    return ImageAnswer(
+        pictures, body["size"], body["output_format"], body.get("usage") or {}, origin
     )
 
 

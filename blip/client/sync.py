@@ -9,7 +9,14 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from blip.client.aio import AsyncBlip, Messages
-from blip.client.answers import EchoAnswer, EmbeddingAnswer, ModelInfo, Origin, TextAnswer
+from blip.client.answers import (
+    EchoAnswer,
+    EmbeddingAnswer,
+    ImageAnswer,
+    ModelInfo,
+    Origin,
+    TextAnswer,
+)
 from blip.client.stream import TextStream
 
 T = TypeVar("T")
@@ -96,6 +103,10 @@ class Blip:
     def embed(self, model: str, texts: str | Sequence[str], **options: Any) -> EmbeddingAnswer:
         """Return one vector a text; options as :meth:`AsyncBlip.embed`'s."""
         return self._wait(self._client.embed(model, texts, **options))
+
+    def image(self, model: str, prompt: str = "", **options: Any) -> ImageAnswer:
+        """Paint pictures; see :meth:`blip.client.AsyncBlip.image` for the options."""
+        return self._wait(self._client.image(model, prompt, **options))
 
     def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given."""

@@ -126,7 +126,10 @@ class Api:
             described["parameters"] = parameters
         if operation.body is not None:
             content = {"schema": refs[operation.body.__name__], "example": operation.example}
-            described["requestBody"] = {"required": True, "content": {"application/json": content}}
+            described["requestBody"] = {
+                "required": True,
+                "content": {operation.body.media: content},
+            }
         if self.secured and not operation.public:
             described["security"] = [{"key": []}]
         return described

@@ -8,7 +8,17 @@ from blip.gateway.api import Api
 from blip.gateway.exchange import Gateway
 from blip.gateway.handler import make_expect_handler, make_handler
 from blip.gateway.mesh import Mesh
-from blip.gateway.routes import about, chat, completions, echo, embeddings, health, models, tasks
+from blip.gateway.routes import (
+    about,
+    chat,
+    completions,
+    echo,
+    embeddings,
+    health,
+    images,
+    models,
+    tasks,
+)
 from blip.gateway.routes import mesh as mesh_routes
 from blip.gateway.routes import operations as operation_routes
 from blip.gateway.settings import GatewaySettings
@@ -23,6 +33,7 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
         *chat.OPERATIONS,
         *completions.OPERATIONS,
         *embeddings.OPERATIONS,
+        *images.OPERATIONS,
         *models.OPERATIONS,
         *mesh_routes.OPERATIONS,
         *operation_routes.OPERATIONS,

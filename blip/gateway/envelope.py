@@ -22,7 +22,7 @@ class MethodNotAllowed(NotFound):
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """The body is declared to be something other than JSON."""
+    """The body is declared to be something other than this route takes."""
 
     code = "unsupported_media_type"
     status = 415

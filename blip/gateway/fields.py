@@ -41,7 +41,7 @@ class Ignored:
 
 
 class Request(BaseModel):
-    """A JSON body, or an object inside one. No coercion: the string "1" is not a number.
+    """A body, or an object inside one. No coercion: the string "1" is not a number.
 
     A docstring below a field is its description in the OpenAPI document.
     """
@@ -50,6 +50,8 @@ class Request(BaseModel):
         extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    #: How it is sent.
+    media: ClassVar[str] = "application/json"
     refused: ClassVar[Mapping[str, Refused]] = {}
 
     @classmethod

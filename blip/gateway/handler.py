@@ -12,6 +12,7 @@ from blip.gateway.api import Operation
 from blip.gateway.body import check_length, read_body
 from blip.gateway.envelope import ExpectationFailed, error_response
 from blip.gateway.exchange import Exchange, Gateway
+from blip.gateway.form import FormRequest, read_form
 from blip.gateway.task_options import read_options
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -46,6 +47,10 @@ def make_handler(gateway: Gateway, operation: Operation) -> Handler:
                     exchange.options = read_options(headers, exchange.tenant, exchange.request_id)
                 if body is None:
                     response = await run(exchange)
+                elif issubclass(body, FormRequest):
+                    response = await run(
+                        exchange, await read_form(request, body, settings.body_limit)
+                    )
                 else:
                     response = await run(
                         exchange, await read_body(request, body, settings.body_limit)

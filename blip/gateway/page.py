@@ -12,6 +12,8 @@ from itertools import groupby
 from typing import Any
 
 from blip.gateway.api import Api, Operation
+from blip.gateway.fields import Request
+from blip.gateway.form import FormRequest
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --ok: #2a7; }
@@ -57,7 +59,7 @@ def render(api: Api, origin: str) -> str:
     )
 
 
-_TAGS = ("text", "mesh", "health", "about")
+_TAGS = ("text", "images", "mesh", "health", "about")
 
 
 def _section(
@@ -105,7 +107,9 @@ def curl(operation: Operation, origin: str, *, secured: bool) -> str:
     words = ["curl", shlex.quote(origin + operation.template)]
     if secured and not operation.public:
         words.append('-H "Authorization: Bearer $BLIP_API_KEY"')
-    if operation.example is not None:
+    if operation.example is not None and issubclass(operation.body or Request, FormRequest):
+        words += (f"-F {shlex.quote(f'{key}={each}')}" for key, each in operation.example.items())
+    elif operation.example is not None:
         words.append(f"--json {shlex.quote(json.dumps(operation.example))}")
     return " \\\n  ".join([" ".join(words[:2]), *words[2:]])
 

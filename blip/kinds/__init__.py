@@ -12,8 +12,9 @@ from blip.kinds.chat import CHAT
 from blip.kinds.completion import COMPLETION
 from blip.kinds.echo import ECHO
 from blip.kinds.embedding import EMBEDDING
+from blip.kinds.image import IMAGE
 
 #: Every built-in kind by name.
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (CHAT, COMPLETION, EMBEDDING, ECHO)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (CHAT, COMPLETION, EMBEDDING, IMAGE, ECHO)}
 
 __all__ = ["KINDS", "Kind", "TaskInput", "input_from_wire", "input_to_wire"]

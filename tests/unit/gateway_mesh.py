@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import struct
 import time
+import zlib
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ from blip.kinds.chat import ChatInput
 from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
+from blip.kinds.image import ImageInput, Step, step_to_wire
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
 from blip.protocol.messages import (
     Advert,
@@ -262,6 +265,32 @@ async def echoer(value: EchoInput) -> Work:
     yield Answer(chunk, {}, 0.001)
 
 
+def png(width: int, height: int, seed: int = 0) -> bytes:
+    """A picture of one colour, written by hand: the HTTP layer needs no library for them."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checked = kind + data
+        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    row = b"\0" + bytes((seed % 256, 0, 0)) * width
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(row * height)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+async def painter(value: ImageInput) -> Work:
+    """Paint in four steps; the seed is the colour."""
+    width, height, seed = value.width or 64, value.height or 64, value.seed or 0
+    for number in range(1, 5):
+        shown = png(width, height, seed) if 0 < number <= value.previews else None
+        if value.progress or shown is not None:
+            yield step_to_wire(Step(number, 4, shown))
+        await asyncio.sleep(0)
+    usage = {"prompt_tokens": len(value.prompt.split()), "width": width, "height": height}
+    yield Answer(png(width, height, seed), usage, 1.0)
+
+
 def failing(error: Exception, after: int = 0) -> Node:
     """A model that says ``after`` words and then fails."""
 
@@ -298,6 +327,7 @@ def mesh() -> MemoryMesh:
             "org/parrot": parrot,
             "embedder": embedder,
             "echo": echoer,
+            "toy-shapes": painter,
             "endless": endless(),
             "silent": silent,
         }

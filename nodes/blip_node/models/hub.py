@@ -7,9 +7,10 @@ the library takes half a second and an agent asks often.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,8 +19,11 @@ from typing import Any
 from blip.errors import ModelLoadFailed
 from blip_node.models.spec import Hub
 
-#: All that a text or embedding model needs; never pickles, images or other frameworks' weights.
+#: All that a model needs; never pickles, images or other frameworks' weights.
 PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+#: Copies of a pipeline's weights in other precisions, and training's; blip casts by itself.
+_VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.ema.*")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -60,6 +64,24 @@ def cached_repos(cache: Path) -> Iterator[str]:
             yield "/".join(parts)
 
 
+def chosen(names: Iterable[str]) -> list[str]:
+    """Return which of a repository's files to fetch.
+
+    Repositories of pipelines have all weights once more at the top, in one file for other
+    programs, and often again in other precisions: those stay where they are.
+    """
+    names = list(names)
+    fits = [name for name in names if any(fnmatch(name, pattern) for pattern in PATTERNS)]
+    if "model_index.json" not in names:
+        return fits
+    return [
+        name
+        for name in fits
+        if not (name.endswith(".safetensors") and "/" not in name)
+        and not any(fnmatch(name, pattern) for pattern in _VARIANTS)
+    ]
+
+
 def download(source: Hub, cache: Path, report: Callable[[float], None]) -> Path:
     """Fetch a snapshot into the cache and return its folder; what is there is kept.
 
@@ -76,16 +98,14 @@ def download(source: Hub, cache: Path, report: Callable[[float], None]) -> Path:
             info = huggingface_hub.HfApi(endpoint).model_info(
                 source.repo, revision=source.revision, files_metadata=True
             )
-            total = sum(
-                file.size or 0
-                for file in info.siblings or []
-                if any(fnmatch(file.rfilename, pattern) for pattern in PATTERNS)
-            )
+            sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+            names = chosen(sizes)
+            total = sum(sizes[name] for name in names)
             folder = huggingface_hub.snapshot_download(
                 source.repo,
                 revision=source.revision,
                 cache_dir=cache,
-                allow_patterns=PATTERNS,
+                allow_patterns=[glob.escape(name) for name in names],
                 endpoint=endpoint,
                 tqdm_class=_bar(lambda done: report(min(1.0, done / max(1, total)))),
             )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from blip.errors import ModelLoadFailed
-from blip_node.models import gguf, hub, weights
+from blip_node.models import gguf, hub, pipeline, weights
 from blip_node.models.files import read_object
 from blip_node.models.snapshot import CONVERTED_DTYPE, locate
 from blip_node.models.spec import Builtin, Hub, ModelSpec, parse_source
@@ -62,6 +62,8 @@ def prepare(
         )
     if path.suffix == ".gguf":
         path = _converted(path, data_dir / "converted", report)
+    elif pipeline.is_pipeline(path):
+        pipeline.shards(path)
     else:
         weights.shards(path)  # says what is wrong before a worker finds out
         read_object(path / "config.json")
@@ -71,6 +73,8 @@ def prepare(
 
 def _complete(folder: Path | None) -> bool:
     try:
+        if folder is not None and pipeline.is_pipeline(folder):
+            return bool(pipeline.shards(folder))
         return folder is not None and bool(weights.shards(folder))
     except ModelLoadFailed:
         return False

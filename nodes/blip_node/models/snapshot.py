@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.errors import ConfigError, ModelLoadFailed
-from blip_node.models import gguf, hub, package, weights
+from blip_node.models import gguf, hub, package, pipeline, weights
 from blip_node.models.files import positive, read_object
 from blip_node.models.spec import Builtin, Hub, Local, ModelSpec, Package, parse_source
 
@@ -60,8 +60,8 @@ class Description:
 
     ``counts`` are stored elements by safetensors dtype; ``context`` is in tokens; ``dimensions``
     is the length of an embedding; ``cache_elements`` are the numbers that one token leaves in a
-    key-value cache. A model that is not ``on_disk`` yet has only its name, source and configured
-    kinds.
+    key-value cache, ``activations`` those that live at once while a picture is painted. A model
+    that is not ``on_disk`` yet has only its name, source and configured kinds.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Description:
     context: int | None = None
     dimensions: int | None = None
     cache_elements: int = 0
+    activations: int = 0
     #: Whether :func:`~blip_node.models.prepare.prepare` has to convert it first.
     convert: bool = False
 
@@ -95,6 +96,10 @@ class Description:
         """Return the bytes of a key-value cache of that many tokens."""
         per_element = weights.loaded_bytes({"F32": 1}, self._dtype(dtype, device))
         return tokens * self.cache_elements * per_element
+
+    def activation_bytes(self, dtype: str = "auto", device: str = "cuda") -> int:
+        """Return the bytes that a task of this model takes beside the weights."""
+        return weights.loaded_bytes({"F32": self.activations}, self._dtype(dtype, device))
 
     def _dtype(self, dtype: str, device: str) -> str:
         return weights.load_dtype(dtype, weights.main_dtype(self.counts), device)
@@ -146,7 +151,7 @@ def _locate_local(spec: ModelSpec, path: Path) -> Path:
             else "",
         )
     ggufs = sorted(path.glob("*.gguf"))
-    if (path / "config.json").is_file() or not ggufs:
+    if (path / "config.json").is_file() or pipeline.is_pipeline(path) or not ggufs:
         return path.absolute()
     if len(ggufs) > 1:
         raise ModelLoadFailed(
@@ -198,7 +203,22 @@ def has_chat_template(folder: Path) -> bool:
     return bool(read_object(folder / "tokenizer_config.json", missing_ok=True).get("chat_template"))
 
 
+def _describe_pipeline(spec: ModelSpec, folder: Path) -> Description:
+    architecture = pipeline.class_name(folder)
+    return Description(
+        spec.name,
+        spec.source,
+        _kinds(spec, ("image",), architecture),
+        path=str(folder),
+        architecture=architecture,
+        counts=weights.total_counts(pipeline.shards(folder)),
+        activations=pipeline.activation_elements(folder),
+    )
+
+
 def _describe(spec: ModelSpec, folder: Path) -> Description:
+    if pipeline.is_pipeline(folder):
+        return _describe_pipeline(spec, folder)
     config = read_object(folder / "config.json")
     counts = weights.total_counts(weights.shards(folder))
     names = config.get("architectures")
@@ -264,12 +284,13 @@ def _kinds(spec: ModelSpec, able: tuple[str, ...], architecture: str) -> tuple[s
     if not able:
         raise ModelLoadFailed(
             f"blip has no runtime for the architecture {architecture}",
-            hint="It runs causal language models (chat, completion) and text encoders (embedding).",
+            hint="It runs causal language models (chat, completion), text encoders (embedding) and "
+            "diffusers pipelines (image).",
         )
     if spec.kinds is None:
         return able
     # the hidden states of a language model are embeddings too, if someone asks for them
-    lacking = set(spec.kinds) - set(able) - {"embedding"}
+    lacking = set(spec.kinds) - set(able) - ({"embedding"} if "completion" in able else set())
     if lacking:
         wanted = sorted(lacking)[0]
         why = " (it has no chat template)" if wanted == "chat" and "completion" in able else ""

@@ -45,13 +45,15 @@ INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def shards(folder: Path) -> list[Path]:
+def shards(folder: Path, stem: str = "model") -> list[Path]:
     """Return the safetensors files that ``from_pretrained`` would load from a folder.
 
-    Raises :class:`~blip.errors.ModelLoadFailed` saying what is there instead.
+    ``stem`` is what the library calls its files: ``model`` in transformers. Raises
+    :class:`~blip.errors.ModelLoadFailed` saying what is there instead.
     """
-    if (folder / INDEX).is_file():
-        names = sorted(_shard_names(folder / INDEX))
+    single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if (folder / index).is_file():
+        names = sorted(_shard_names(folder / index))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ModelLoadFailed(
@@ -60,8 +62,8 @@ def shards(folder: Path) -> list[Path]:
                 hint="Download the model again; what is already there is kept.",
             )
         return [folder / name for name in names]
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
+    if (folder / single).is_file():
+        return [folder / single]
     if (folder / "adapter_model.safetensors").is_file():
         raise ModelLoadFailed(
             f"{folder} holds an adapter, not a model",
@@ -76,7 +78,7 @@ def shards(folder: Path) -> list[Path]:
             hint="Choose a revision with safetensors, or convert once where you trust the file: "
             "AutoModel.from_pretrained(folder).save_pretrained(new_folder).",
         )
-    raise ModelLoadFailed(f"{folder} has no {SINGLE} and no {INDEX}")
+    raise ModelLoadFailed(f"{folder} has no {single} and no {index}")
 
 
 def _shard_names(index: Path) -> set[str]:

@@ -13,6 +13,7 @@ RUNTIMES: dict[str, str] = {
     "chat": "blip_node.runtimes.text:TextRuntime",
     "completion": "blip_node.runtimes.text:TextRuntime",
     "embedding": "blip_node.runtimes.embedding:EmbeddingRuntime",
+    "image": "blip_node.runtimes.image:ImageRuntime",
     "echo": "blip_node.runtimes.echo:EchoRuntime",
 }
 

@@ -48,7 +48,7 @@ def load_pretrained(
             **trusted,
         )
     except Exception as error:
-        raise _load_failure(spec, error) from error
+        raise load_failure(spec, error) from error
     missing = sorted(k for k in info["missing_keys"] if not any(u in k for u in _UNUSED))
     if missing:
         # transformers would go on with random numbers in their place
@@ -60,7 +60,8 @@ def load_pretrained(
     return model.eval(), tokenizer
 
 
-def _load_failure(spec: LoadSpec, error: Exception) -> BlipError:
+def load_failure(spec: LoadSpec, error: Exception) -> BlipError:
+    """Return what an exception while loading is to whoever wants the model."""
     if is_out_of_memory(error):
         return NoCapacity(f"model '{spec.model}' does not fit on {spec.device}: {_reason(error)}")
     hint = error.hint if isinstance(error, BlipError) else ""

@@ -1,0 +1,121 @@
+"""``blip image``: pictures into files."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blip.cli import render
+from blip.client import Blip
+from blip.errors import ConfigError, InvalidRequest
+
+#: Formats by the ending of a file's name.
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+#: Letters of a prompt that become the name of its file.
+_NAME_LETTERS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to paint. ``source`` and ``mask`` are files; None among the options leaves one out."""
+
+    model: str
+    prompt: str
+    n: int = 1
+    size: str | None = None
+    source: Path | None = None
+    mask: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run(
+    request: Request, out: Path | None, url: str | None, api_key: str | None, *, as_json: bool
+) -> int:
+    """Paint, write the files, and print their names. Raises :class:`~blip.errors.BlipError`.
+
+    Without ``out`` files are named by the prompt, in the current folder, and none is overwritten;
+    with it, several get a number before the ending.
+    """
+    if not request.prompt and request.source is None:
+        raise InvalidRequest(
+            "there is nothing to paint: no prompt and no --from",
+            hint='Write it: blip image MODEL "a large red heart on a white background"',
+        )
+    to_stdout = str(out) == "-"
+    if to_stdout and (request.n > 1 or as_json):
+        raise ConfigError("--out - writes one picture and nothing else", param="--out")
+    format = _format(out)
+    with Blip(url, api_key) as client:
+        answer = client.image(
+            request.model,
+            request.prompt,
+            image=_read(request.source),
+            mask=_read(request.mask),
+            n=request.n,
+            size=request.size,
+            output_format=None if format == "png" else format,
+            **request.options,
+        )
+    if to_stdout:
+        sys.stdout.buffer.write(answer.pictures[0].file)
+        return 0
+    names = _names(request, out, format)
+    written = []
+    for picture in answer.pictures:
+        path = next(names)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture.file)
+        written.append({"file": str(path), "seed": picture.seed, "size": answer.size})
+        if not as_json:
+            print(f"{path}  {answer.size}, seed {picture.seed}")
+    if as_json:
+        origin = answer.origin
+        render.print_json(
+            {"pictures": written, "node": origin.node, "request_id": origin.request_id}
+        )
+    return 0
+
+
+def _read(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from None
+
+
+def _format(out: Path | None) -> str:
+    if out is None or str(out) == "-":
+        return "png"
+    found = _FORMATS.get(out.suffix.lower())
+    if found is None:
+        raise ConfigError(
+            f"--out: {out} has no ending that says what to write",
+            param="--out",
+            hint=f"Use one of {', '.join(_FORMATS)}.",
+        )
+    return found
+
+
+def _names(request: Request, out: Path | None, format: str) -> Iterator[Path]:
+    """Yield a path for each picture."""
+    if out is not None and request.n == 1:
+        yield out
+    elif out is not None:
+        for number in range(1, request.n + 1):
+            yield out.with_stem(f"{out.stem}-{number}")
+    else:
+        words = request.prompt or (request.source.stem if request.source else "")
+        stem = re.sub(r"\W+", "-", words[:_NAME_LETTERS].lower()).strip("-") or "picture"
+        number = 0
+        while True:
+            path = Path(f"{stem}-{number}.{format}" if number else f"{stem}.{format}")
+            number += 1
+            if not path.exists():
+                yield path

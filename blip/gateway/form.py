@@ -1,0 +1,146 @@
+"""Request bodies with files in them: ``multipart/form-data`` (RFC 7578), as browsers send it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from aiohttp import BodyPartReader, web
+from pydantic import GetJsonSchemaHandler, PrivateAttr, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from blip.errors import InvalidRequest
+from blip.gateway.body import check_length, explain, too_large
+from blip.gateway.envelope import UnsupportedMediaType
+from blip.gateway.fields import Request
+
+FormT = TypeVar("FormT", bound="FormRequest")
+
+#: Parts of one form; a request has some twenty fields, and a part costs headers to parse.
+MAX_PARTS = 64
+
+#: Bytes of one field that is not a file: OpenAI's longest prompt, in the longest UTF-8.
+MAX_FIELD_BYTES = 4 * 32_000
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file that a form may carry, at most one of each name."""
+
+    description: str
+    required: bool = False
+
+
+class FormRequest(Request):
+    """A form: fields as in JSON, written out as text, and files."""
+
+    media: ClassVar[str] = "multipart/form-data"
+    files: ClassVar[Mapping[str, File]] = {}
+
+    _uploads: dict[str, bytes] = PrivateAttr(default_factory=dict)
+
+    def upload(self, name: str) -> bytes | None:
+        """Return the content of a file, None where none was sent."""
+        return self._uploads.get(name)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Add the files to the fields."""
+        found = handler.resolve_ref_schema(handler(schema))
+        properties = found.setdefault("properties", {})
+        for name, file in cls.files.items():
+            properties[name] = {
+                "type": "string",
+                "format": "binary",
+                "contentMediaType": "application/octet-stream",
+                "description": file.description,
+            }
+        required = [name for name, file in cls.files.items() if file.required]
+        found["required"] = [*found.get("required", ()), *required]
+        return found
+
+
+async def read_form(request: web.Request, model: type[FormT], limit: int) -> FormT:
+    """Read, parse and check the form in ``request``; ``limit`` is in bytes, of all of it.
+
+    Raises :class:`~blip.errors.InvalidRequest` and its kin, naming the field.
+    """
+    if request.content_type != "multipart/form-data":
+        raise UnsupportedMediaType(
+            f"The body is declared as {request.content_type}; this route takes "
+            "multipart/form-data.",
+            hint="With curl: -F image=@file.png -F 'prompt=...', and no Content-Type of your own.",
+        )
+    check_length(request, limit)
+    try:
+        fields, uploads = await _read_parts(request, model, limit)
+    except (ValueError, AssertionError, web.RequestPayloadError) as error:
+        # aiohttp raises these for boundaries and headers that are none
+        raise InvalidRequest(f"The form could not be read: {error}.") from None
+    return _parse(fields, uploads, model)
+
+
+async def _read_parts(
+    request: web.Request, model: type[FormRequest], limit: int
+) -> tuple[dict[str, str], dict[str, bytes]]:
+    fields: dict[str, str] = {}
+    uploads: dict[str, bytes] = {}
+    left = limit
+    reader = await request.multipart()
+    count = 0
+    while (part := await reader.next()) is not None:
+        count += 1
+        if count > MAX_PARTS:
+            raise InvalidRequest(f"The form has more than {MAX_PARTS} parts.")
+        name = part.name if isinstance(part, BodyPartReader) else None
+        if not isinstance(part, BodyPartReader) or not name:
+            raise InvalidRequest("The form has a part without a name.")
+        name = name.removesuffix("[]")  # how OpenAI's clients write lists
+        is_file = name in model.files
+        data = await _read_part(part, left, limit)
+        left -= len(data)
+        if name in fields or name in uploads:
+            raise InvalidRequest(
+                f"'{name}' was sent more than once; one is all that this route takes.", param=name
+            )
+        if is_file:
+            uploads[name] = data
+        elif len(data) > MAX_FIELD_BYTES:
+            raise InvalidRequest(f"'{name}' is longer than {MAX_FIELD_BYTES} bytes.", param=name)
+        else:
+            try:
+                fields[name] = data.decode()
+            except UnicodeDecodeError:
+                raise InvalidRequest(f"'{name}' is not UTF-8 text.", param=name) from None
+    return fields, uploads
+
+
+async def _read_part(part: BodyPartReader, left: int, limit: int) -> bytes:
+    data = bytearray()
+    while chunk := await part.read_chunk(64 * 1024):
+        data += chunk
+        if len(data) > left:
+            raise too_large(limit)
+    return bytes(data)
+
+
+def _parse(fields: dict[str, str], uploads: dict[str, bytes], model: type[FormT]) -> FormT:
+    # a browser sends every field of a page, empty where nothing was entered
+    given: dict[str, Any] = {name: text for name, text in fields.items() if text}
+    try:
+        body = model.model_validate_strings(given)
+    except ValidationError as error:
+        raise explain(error, model, json.dumps(given).encode()) from None
+    for name, file in model.files.items():
+        if file.required and name not in uploads:
+            raise InvalidRequest(
+                f"'{name}' is missing.", hint=f"Send a file: -F {name}=@file.png", param=name
+            )
+    body._uploads = uploads
+    body.check()
+    return body

@@ -1,0 +1,149 @@
+"""What a diffusers pipeline's folder holds: ``model_index.json`` and a folder a component."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blip.errors import ModelLoadFailed
+from blip_node.models import weights
+from blip_node.models.files import positive, read_object
+
+INDEX = "model_index.json"
+
+#: Pipelines that make a picture of nothing but a text, by the name in ``model_index.json``. They
+#: are diffusers' ``AutoPipelineForText2Image``, less those that want a control image or another
+#: model beside them. A list, because asking diffusers takes seconds and an agent imports no torch.
+TEXT_TO_IMAGE = frozenset(
+    {
+        "AuraFlowPipeline",
+        "ChromaPipeline",
+        "CogView3PlusPipeline",
+        "CogView4Pipeline",
+        "Flux2KleinPipeline",
+        "Flux2Pipeline",
+        "FluxKontextPipeline",
+        "FluxPipeline",
+        "HunyuanDiTPipeline",
+        "Kandinsky3Pipeline",
+        "KandinskyV22CombinedPipeline",
+        "KolorsPipeline",
+        "LatentConsistencyModelPipeline",
+        "Lumina2Pipeline",
+        "LuminaPipeline",
+        "OvisImagePipeline",
+        "PixArtAlphaPipeline",
+        "PixArtSigmaPipeline",
+        "QwenImagePipeline",
+        "SanaPipeline",
+        "StableDiffusion3Pipeline",
+        "StableDiffusionPipeline",
+        "StableDiffusionXLPipeline",
+        "ZImagePipeline",
+    }
+)
+
+#: Components that do the denoising; one of them says the size that the model was made for.
+_DENOISERS = ("unet", "transformer")
+
+_LIBRARIES = ("diffusers", "transformers")
+
+#: Side in pixels of the pictures of models that do not say theirs: what current ones are made for.
+DEFAULT_SIDE = 1024
+
+#: Tensors of the widest layer that live at the same time while a decoder paints at full size: its
+#: input, its output, and one between the two.
+_LIVE_TENSORS = 3
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Return whether a folder is that of a diffusers pipeline."""
+    return (folder / INDEX).is_file()
+
+
+def class_name(folder: Path) -> str:
+    """Return the pipeline's class, as its index says.
+
+    Raises :class:`~blip.errors.ModelLoadFailed` for one that makes no pictures of text.
+    """
+    name = str(read_object(folder / INDEX).get("_class_name", ""))
+    if name not in TEXT_TO_IMAGE:
+        raise ModelLoadFailed(
+            f"blip has no runtime for the pipeline {name or '(unnamed)'}",
+            hint="It runs text-to-image pipelines of diffusers, such as StableDiffusionXLPipeline "
+            "or FluxPipeline.",
+        )
+    return name
+
+
+def shards(folder: Path) -> list[Path]:
+    """Return the safetensors files of all components.
+
+    Raises :class:`~blip.errors.ModelLoadFailed` saying which component lacks what.
+    """
+    files: list[Path] = []
+    for name, (library, _) in sorted(_components(folder).items()):
+        if not (folder / name / "config.json").is_file():
+            continue  # tokenizers, schedulers and image processors have no weights
+        stem = "model" if library == "transformers" else "diffusion_pytorch_model"
+        if library not in _LIBRARIES and any((folder / name).glob("model.*")):
+            stem = "model"  # safety checkers are of a pipeline's module, and of transformers' sort
+        files += weights.shards(folder / name, stem)
+    if not files:
+        raise ModelLoadFailed(f"{folder / INDEX} names no component with weights")
+    return files
+
+
+def _components(folder: Path) -> dict[str, tuple[str, str]]:
+    """Return (library, class) of each component that is there by its name, which is its folder."""
+    found = {}
+    for name, value in read_object(folder / INDEX).items():
+        pair = isinstance(value, list) and len(value) == 2
+        if pair and all(isinstance(word, str) for word in value) and "/" not in name:
+            found[name] = (value[0], value[1])
+    return found
+
+
+def native_side(folder: Path) -> int:
+    """Return the side in pixels of the square pictures that the model was made for."""
+    for name in _DENOISERS:
+        config = read_object(folder / name / "config.json", missing_ok=True)
+        size = config.get("sample_size")
+        cells = positive(size[0] if isinstance(size, list) and size else size)
+        if cells:
+            return cells * decoder_scale(_decoder(folder))
+    return DEFAULT_SIDE
+
+
+def decoder_scale(config: Mapping[str, Any]) -> int:
+    """Return how many pixels of a side a latent's cell becomes."""
+    for key in ("block_out_channels", "encoder_block_out_channels"):
+        blocks = config.get(key)
+        if isinstance(blocks, list) and blocks:
+            return 1 << min(len(blocks) - 1, 8)
+    return 8
+
+
+def activation_elements(folder: Path) -> int:
+    """Return the numbers that live at once while one picture of the native size is decoded.
+
+    That is the peak of most pipelines: the decoder works at full size where the denoiser works on
+    latents of a sixty-fourth of it.
+    """
+    decoder = _decoder(folder)
+    blocks = decoder.get("block_out_channels") or decoder.get("decoder_block_out_channels")
+    widths = blocks[:2] if isinstance(blocks, list) else []
+    width = max((n for n in map(positive, widths) if n), default=256)
+    return native_side(folder) ** 2 * width * _LIVE_TENSORS
+
+
+def _decoder(folder: Path) -> dict[str, Any]:
+    return read_object(folder / "vae" / "config.json", missing_ok=True)
+
+
+def wants_no_checker(folder: Path) -> bool:
+    """Return whether the index leaves a safety checker out that its class could have."""
+    index = json.loads((folder / INDEX).read_text("utf-8"))
+    return bool(index.get("safety_checker", True) == [None, None])
