@@ -85,6 +85,8 @@ QUESTIONS: dict[str, Question] = {
 
 def _able(entries: Iterable[Entry], now: float) -> Iterator[tuple[Entry, str]]:
     for entry in entries:
+        if entry.spec.engine is not None:
+            continue  # an engine's answer says nothing about our device
         if entry.error is None or now >= entry.retry_at:
             yield from ((entry, kind) for kind in QUESTIONS if kind in entry.kinds)
 

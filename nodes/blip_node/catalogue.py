@@ -116,3 +116,10 @@ class Catalogue:
                 self._entries[spec.name] = Entry(spec, description)
             else:
                 log.warning("model '%s' is not on disk and has no configured kinds", spec.name)
+
+    def withdraw(self, name: str, error: BlipError | None = None) -> None:
+        """Offer a model no more; with an ``error`` it stays listed, with that as the reason."""
+        self._entries.pop(name, None)
+        self.rejected.pop(name, None)
+        if error is not None:
+            self.rejected[name] = error
