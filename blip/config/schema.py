@@ -110,8 +110,11 @@ def _engine_url(value: str) -> str:
 
 
 def _variable(value: str) -> str:
-    if value and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-        raise ValueError("expected the name of an environment variable, not the key itself")
+    # capitals only: a key is seldom that, and whoever writes one here by mistake should hear it
+    if value and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
+        raise ValueError(
+            "expected the name of an environment variable, in capitals, not the key itself"
+        )
     return value
 
 
@@ -392,12 +395,15 @@ class UpstreamConfig(Section):
     """An engine that runs already and speaks OpenAI's API; nodes offer its models as their own."""
 
     url: Annotated[str, AfterValidator(_engine_url)] = Field(
-        description="Base URL of its API, with the version: `http://127.0.0.1:8000/v1`."
+        description="Base URL of its API, with the version: `http://127.0.0.1:8000/v1`.",
+        json_schema_extra={"secret": "url"},
     )
     api_key_env: Annotated[str, AfterValidator(_variable)] = Field(
         default="",
         description="Name of the environment variable, of the node, that holds the engine's API "
         "key; never the key itself. Empty: it needs none.",
+        # what is wrong here may be a key
+        json_schema_extra={"secret": "url"},
     )
     models: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list,

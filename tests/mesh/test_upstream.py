@@ -70,7 +70,7 @@ async def same_answers(outer: Rig, inner: Rig) -> None:
         array.array("f", bytes((await each.answer()).payload))
         for each in (
             inner.call("embedding", "tiny-embed", asked),
-            outer.call("embedding", "up/tiny-embed", value),
+            outer.call("embedding", "up/tiny-embed", asked),
         )
     ]
     assert vectors[1] == pytest.approx(vectors[0], abs=1e-6)
