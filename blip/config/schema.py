@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -92,6 +93,34 @@ def _sha256(value: str) -> str:
         raise ValueError(
             "expected the key's sha256 as 64 lower-case hex digits (`blip key new` prints it)"
         )
+    return value
+
+
+def _engine_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected a base URL such as 'http://127.0.0.1:8000/v1'")
+    if parts.username is not None or parts.query or parts.fragment:
+        # the file may be read by others; and requests append their own path
+        raise ValueError(
+            "expected a base URL without a password, a query or a fragment; "
+            "api_key_env names the variable that holds a key"
+        )
+    return value.rstrip("/")
+
+
+def _variable(value: str) -> str:
+    # capitals only: a key is seldom that, and whoever writes one here by mistake should hear it
+    if value and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
+        raise ValueError(
+            "expected the name of an environment variable, in capitals, not the key itself"
+        )
+    return value
+
+
+def _upstream_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
+        raise ValueError("expected at most 63 letters, digits, '.', '-' and '_' as a name")
     return value
 
 
@@ -315,7 +344,7 @@ class ModelConfig(Section):
         min_length=1,
         description="Where its files are: a folder, a .gguf file, `hf:org/name[@revision]`, "
         "`package:distribution[/path]` for weights that an installed Python package ships, "
-        "or `builtin:echo`.",
+        "`openai:UPSTREAM/model` for one of an engine in `[upstreams]`, or `builtin:echo`.",
     )
     kinds: list[str] = Field(
         default_factory=list, description="What it is for. Empty: what its files say."
@@ -362,6 +391,50 @@ class ModelConfig(Section):
         return self
 
 
+class UpstreamConfig(Section):
+    """An engine that runs already and speaks OpenAI's API; nodes offer its models as their own."""
+
+    url: Annotated[str, AfterValidator(_engine_url)] = Field(
+        description="Base URL of its API, with the version: `http://127.0.0.1:8000/v1`.",
+        json_schema_extra={"secret": "url"},
+    )
+    api_key_env: Annotated[str, AfterValidator(_variable)] = Field(
+        default="",
+        description="Name of the environment variable, of the node, that holds the engine's API "
+        "key; never the key itself. Empty: it needs none.",
+        # what is wrong here may be a key
+        json_schema_extra={"secret": "url"},
+    )
+    models: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description='Which of its models to offer: ids, or patterns such as "llama*". Empty: all.',
+    )
+    prefix: str = Field(
+        default="",
+        max_length=64,
+        description="Put before the engine's model ids to make names, so that two engines with one "
+        "model do not clash.",
+    )
+    slots: int = Field(
+        default=16,
+        ge=1,
+        description="Requests that each of its models gets from this node at a time, for each "
+        "device of the node that hosts it.",
+    )
+    kinds: list[str] = Field(
+        default_factory=list,
+        description="What its models are for. Empty: what the engine says, else embedding where "
+        "the id says so, else chat and completion.",
+    )
+    timeout: Seconds = Field(
+        default=120.0,
+        description="Seconds without a byte from the engine after which a request to it fails.",
+    )
+    health_interval: Seconds = Field(
+        default=5.0, description="Seconds between two looks at the engine's list of models."
+    )
+
+
 class LogConfig(Section):
     """What the roles write to stderr."""
 
@@ -382,4 +455,7 @@ class Config(Section):
     gateway: GatewayConfig = Field(default_factory=GatewayConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
     models: dict[str, ModelConfig] = Field(default_factory=dict)
+    upstreams: dict[Annotated[str, AfterValidator(_upstream_name)], UpstreamConfig] = Field(
+        default_factory=dict
+    )
     log: LogConfig = Field(default_factory=LogConfig)

@@ -116,11 +116,18 @@ class LiveCall:
         if self._outcome is None:
             self._owner.cancel(self)
 
-    def resume(self) -> Payload:
-        """Encode an input that continues after what was delivered."""
+    def resume(self) -> Payload | None:
+        """Encode an input that continues after what was delivered.
+
+        None if nobody could: an engine that a node passes on tells no token ids, and whoever
+        continued after its text would not know where that ends.
+        """
         assert isinstance(self.value, TextInput)
         assert self.record is not None
-        ids = [each for part in self.record for each in delta_from_wire(part).ids]
+        deltas = [delta_from_wire(part) for part in self.record]
+        if any(delta.text and not delta.ids for delta in deltas):
+            return None
+        ids = [each for delta in deltas for each in delta.ids]
         return input_to_wire(
             self.value.model_copy(update={"generated": [*self.value.generated, *ids]})
         )

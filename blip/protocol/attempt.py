@@ -188,7 +188,8 @@ class Task:
     """One task and its current attempt.
 
     ``place`` and ``payload`` describe the first attempt. ``resume``, where the kind allows it,
-    returns a payload that continues after what was delivered so far.
+    returns a payload that continues after what was delivered so far, or None if what was delivered
+    does not say enough for that.
     """
 
     __slots__ = (
@@ -216,7 +217,7 @@ class Task:
         payload: Payload,
         *,
         window: int,
-        resume: Callable[[], Payload] | None = None,
+        resume: Callable[[], Payload | None] | None = None,
     ) -> None:
         self.place = place
         self.payload = payload
@@ -419,7 +420,9 @@ class Task:
 
     def _may_repeat(self) -> bool:
         """Whether another attempt could neither double nor lose what the client has."""
-        return self.failures < MAX_FAILURES and (not self.delivered or self.resume is not None)
+        if self.failures >= MAX_FAILURES:
+            return False
+        return not self.delivered or (self.resume is not None and self.resume() is not None)
 
     def _over(self, outcome: str, *, soft: bool, again: bool) -> Sequence[Command]:
         """End the current attempt, and begin the next one or fail."""
@@ -436,8 +439,11 @@ class Task:
             raise LocalProtocolError(f"no retry while {self.state.value}")
         self.grant = None
         if self.delivered:
+            # whoever begins anew has asked before whether it can, and nothing came since
             assert self.resume is not None
-            self.payload = self.resume()
+            payload = self.resume()
+            assert payload is not None
+            self.payload = payload
         self.place = self.place._replace(attempt=self.place.attempt + 1, exclude=list(self.exclude))
         return (*before, ToBroker(self.place))
 

@@ -195,6 +195,14 @@ class Agent:
         await self._replicas.close()
         await asyncio.to_thread(self._monitor.close)
 
+    def release(self, model: str) -> bool:
+        """Unload a model's replicas that have no work; return whether none had any."""
+        there = [replica for replica in self._replicas if replica.model == model]
+        idle = [replica for replica in there if not (replica.jobs or replica.waiting)]
+        for replica in idle:
+            self._replicas.unload(replica)
+        return len(idle) == len(there)
+
     def _preload(self, name: str) -> None:
         entry = self._catalogue.get(name)
         readings = [

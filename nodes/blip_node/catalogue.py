@@ -11,7 +11,7 @@ from blip.protocol import messages
 from blip_node.footprints import Footprints
 from blip_node.gauge import CONTEXT_BYTES
 from blip_node.models.snapshot import Description, describe
-from blip_node.models.spec import Builtin, ModelSpec, parse_source
+from blip_node.models.spec import Fileless, ModelSpec, parse_source
 from blip_node.runtimes.decoding.capacity import cache_tokens
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Entry:
     @property
     def weightless(self) -> bool:
         """Whether there is no model behind it, and so nothing that takes device memory."""
-        return isinstance(parse_source(self.spec.source, self.spec.name), Builtin)
+        return isinstance(parse_source(self.spec.source, self.spec.name), Fileless)
 
     def memory(self, *, gpu: bool) -> int:
         """Device memory that a replica is expected to take, in bytes: measured, if it ever was."""
@@ -178,3 +178,10 @@ class Catalogue:
                 self._entries[spec.name] = Entry(spec, description, self.footprints)
             else:
                 log.warning("model '%s' is not on disk and has no configured kinds", spec.name)
+
+    def withdraw(self, name: str, error: BlipError | None = None) -> None:
+        """Offer a model no more; with an ``error`` it stays listed, with that as the reason."""
+        self._entries.pop(name, None)
+        self.rejected.pop(name, None)
+        if error is not None:
+            self.rejected[name] = error

@@ -37,9 +37,10 @@ from blip_node.cordons import Cordons
 from blip_node.footprints import Footprints
 from blip_node.measurements import Store as BenchmarkStore
 from blip_node.models.find import found
-from blip_node.models.spec import ModelSpec
+from blip_node.models.spec import ModelSpec, Upstream, parse_source
 from blip_node.replicas import Place
 from blip_node.supervisor import kill_forkserver
+from blip_node.upstreams.poller import Upstreams
 from blip_node.warden import Manners
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,9 @@ async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
             ],
         )
         catalogue = Catalogue(Footprints(config.node.data_dir / "footprints.json"))
-        await asyncio.to_thread(catalogue.add, _models(config))
+        models = _models(config)
+        remote = [each for each in models if isinstance(parse_source(each.source), Upstream)]
+        await asyncio.to_thread(catalogue.add, [each for each in models if each not in remote])
         limits = config.broker
         agent = Agent(
             context=context,
@@ -111,6 +114,8 @@ async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
             benchmarks=BenchmarkStore(config.node.data_dir) if config.node.benchmark else None,
         )
         await agent.start([each for each, model in config.models.items() if model.preload])
+        upstreams = Upstreams(config.upstreams, remote, catalogue, agent)
+        upstreams.start()
         store = await Store.open_if_there(
             config.store.url, config.mesh.state_dir, config.mesh.id, name="blip-node"
         )
@@ -139,6 +144,7 @@ async def serve(config: Config, name: str, stop: asyncio.Event) -> None:
                 following.cancel()
             if announcer is not None:
                 await announcer.close()
+            await upstreams.close()
             await agent.close()
             kill_forkserver()
             if store is not None:

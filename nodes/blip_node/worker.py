@@ -34,7 +34,7 @@ from blip.protocol.credit import SendWindow
 from blip_node.arena import Arena
 from blip_node.gauge import Gauge
 from blip_node.models.prepare import prepare
-from blip_node.models.spec import Builtin, ModelSpec, parse_source
+from blip_node.models.spec import Fileless, ModelSpec, Upstream, parse_source
 from blip_node.pipe import Pipe, Row
 from blip_node.runtimes import runtime_for
 from blip_node.runtimes.base import LoadSpec, Outcome, Runtime
@@ -198,7 +198,8 @@ class Worker:
     def _load_blocking(self) -> tuple[Runtime, LoadSpec, int]:
         todo = self._assignment
         path = ""
-        if not isinstance(parse_source(todo.model.source, todo.model.name), Builtin):
+        source = parse_source(todo.model.source, todo.model.name)
+        if not isinstance(source, Fileless):
             # preparing is a download or a conversion: as long as loading, or much longer
             path = str(
                 prepare(
@@ -217,8 +218,10 @@ class Worker:
             context=todo.context,
             threads=todo.threads,
             speed=todo.speed,
+            engine=todo.model.engine,
+            remote=source.model if isinstance(source, Upstream) else "",
         )
-        runtime = runtime_for(todo.kinds)()
+        runtime = runtime_for(todo.kinds, upstream=isinstance(source, Upstream))()
         gauge = Gauge(todo.device)
         runtime.load(spec, lambda share: self._report(0.5 + share / 2))
         memory = gauge.read()

@@ -74,7 +74,9 @@ class Rig:
         request_timeout: float = 30.0,
         node: dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
+        upstreams: dict[str, Any] | None = None,
     ) -> None:
+        self._upstreams = upstreams or {}
         self._count = nodes
         self._models = models or ECHO
         self._liveness = liveness
@@ -179,6 +181,7 @@ class Rig:
                     **node,
                 },
                 "models": self._models,
+                "upstreams": self._upstreams,
                 "log": {"level": "warning"},
             }
         )

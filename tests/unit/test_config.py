@@ -204,6 +204,10 @@ def test_a_slip_in_a_variable_is_not_ignored() -> None:
         ("gateway = 1\n", "gateway = 1 (x.toml): expected a table"),
         ("[models]\nm = 1\n", "models.m = 1 (x.toml): expected a table"),
         ("[models.m]\n", "'models.m.source' is missing (x.toml)"),
+        ("[upstreams]\nv = 1\n", "upstreams.v = 1 (x.toml): expected a table"),
+        ("[upstreams.v]\n", "'upstreams.v.url' is missing (x.toml)"),
+        ("[upstreams.v]\nurl = 'localhost:8000'\n", "expected a base URL such as"),
+        ("[upstreams.'a/b']\nurl = 'http://h/v1'\n", "as a name"),
         ("[mesh]\nid = 'A b'\n", "mesh.id = 'A b' (x.toml): expected at most 63"),
         ("[mesh]\nstate_dir = ''\n", "mesh.state_dir = '' (x.toml): expected a folder"),
         ("[broker]\nbind = 'tcp://x'\n", "broker.bind = 'tcp://x' (x.toml): expected an endpoint"),
@@ -216,6 +220,28 @@ def test_a_slip_in_a_variable_is_not_ignored() -> None:
 )
 def test_wrong_values_name_key_value_and_what_is_expected(file: str, said: str) -> None:
     assert said in refused(file=file).message
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["url = 'http://me:sk-secret@h/v1'", "url = 'http://h/v1'\napi_key_env = 'sk-secret'"],
+)
+def test_keys_of_engines_are_neither_taken_nor_shown(line: str) -> None:
+    error = refused(file=f"[upstreams.v]\n{line}\n")
+    assert "api_key_env" in error.message
+    assert "sk-secret" not in error.message + error.hint + str(error.details)
+
+
+def test_upstreams_from_all_sources() -> None:
+    file = write(Path("u.toml"), "[upstreams.vllm]\nurl = 'http://h:8000/v1/'\nmodels = ['a*']\n")
+    env = {"BLIP_UPSTREAMS": '{"o": {"url": "http://h:11434/v1"}}'}
+    loaded = load(file, env=env, overrides={"upstreams.vllm.slots": "4"})
+    vllm = loaded.config.upstreams["vllm"]
+    assert (vllm.url, vllm.models, vllm.slots) == ("http://h:8000/v1", ["a*"], 4)
+    assert loaded.config.upstreams["o"].timeout == 120
+    assert loaded.origin(("upstreams", "vllm", "slots")) == "command line"
+    assert loaded.origin(("upstreams", "o", "url")) == "environment variable BLIP_UPSTREAMS"
+    assert shown(loaded)["upstreams.vllm.models"] == (["a*"], "u.toml")
 
 
 def test_broken_environment() -> None:
@@ -307,7 +333,7 @@ def test_rows_cover_every_setting() -> None:
     fields = {
         f"{section}.{name}"
         for section, info in Config.model_fields.items()
-        if section != "models"
+        if section not in ("models", "upstreams")
         for name in info.annotation.model_fields  # type: ignore[union-attr]
     }
     assert set(shown(load(env={}))) == fields

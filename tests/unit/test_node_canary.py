@@ -15,6 +15,7 @@ from blip_node.canary import QUESTIONS, Canary, choose, possible
 from blip_node.catalogue import Catalogue, Entry
 from blip_node.executions import State
 from blip_node.models.spec import ModelSpec
+from tests.unit.gateway_mesh import png
 
 MODELS = Path(__file__).parents[1] / "models"
 
@@ -105,6 +106,8 @@ VECTOR = struct.pack("<3f", 0.0, 0.6, 0.8)
         ("embedding", [], struct.pack("<2f", 1.0, math.nan), "not finite"),
         ("embedding", [], struct.pack("<2f", math.inf, 1.0), "not finite"),
         ("embedding", [], bytes(12), "all zeros"),
+        ("image", [], b"", "no picture"),
+        ("image", [], png(8, 8), ""),
         ("chat", [], finish([5], -0.5), ""),
         ("completion", [delta_to_wire(step([5], -0.5))], finish([]), ""),
         ("completion", [], finish([]), "empty"),

@@ -63,7 +63,7 @@ WINDOW = 1000
 PLACE = Place(TASK, 1, "echo", "model", 2.0, 3, 30.0, "tenant")
 
 
-def new(resume: Callable[[], Payload] | None = None) -> Task:
+def new(resume: Callable[[], Payload | None] | None = None) -> Task:
     return Task(PLACE, b"input", window=WINDOW, resume=resume)
 
 
@@ -87,13 +87,13 @@ def stop(attempt: int = 1) -> messages.Cancelled:
     return messages.Cancelled(TASK, attempt)
 
 
-def submitted(resume: Callable[[], Payload] | None = None) -> Task:
+def submitted(resume: Callable[[], Payload | None] | None = None) -> Task:
     task = new(resume)
     task.granted(grant(), 30.0)
     return task
 
 
-def running(parts: int = 0, resume: Callable[[], Payload] | None = None) -> Task:
+def running(parts: int = 0, resume: Callable[[], Payload | None] | None = None) -> Task:
     task = submitted(resume)
     task.accepted(1)
     for part in range(parts):
@@ -496,6 +496,16 @@ def test_a_stream_that_can_resume_continues_where_the_client_stands() -> None:
     assert isinstance(command, ToNode)
     assert isinstance(command.message, Submit)
     assert command.message.payload == b"input", "nothing to resume: the input as it was"
+
+
+@pytest.mark.parametrize("how", ["lost", "failed"])
+def test_a_stream_that_nobody_could_continue_fails_where_it_stands(how: str) -> None:
+    task = running(parts=1, resume=lambda: None)
+    gone = NodeLost("the engine broke off")
+    commands = task.lost("the link broke") if how == "lost" else task.failed(fail(gone))
+    assert isinstance(error_of(commands), NodeLost)
+    task = running(resume=lambda: None)  # nothing was delivered: it can begin anew
+    placed(task.lost("the link broke") if how == "lost" else task.failed(fail(gone)))
 
 
 def test_parts_count_anew_in_each_attempt() -> None:

@@ -19,7 +19,7 @@ from blip.errors import ModelLoadFailed
 from blip_node.models import gguf, hub, pipeline, weights
 from blip_node.models.files import read_object
 from blip_node.models.snapshot import CONVERTED_DTYPE, locate
-from blip_node.models.spec import Builtin, Hub, ModelSpec, parse_source
+from blip_node.models.spec import Fileless, Hub, ModelSpec, parse_source
 
 #: Bytes at each of these evenly spread places of a file make its fingerprint, besides its size:
 #: the header is in it, and fine-tunes of one model differ everywhere in their weights.
@@ -48,7 +48,7 @@ def prepare(
     Raises :class:`~blip.errors.ModelLoadFailed` with the reason and the way out.
     """
     source = parse_source(spec.source, spec.name)
-    if isinstance(source, Builtin):
+    if isinstance(source, Fileless):
         raise ModelLoadFailed(f"model '{spec.name}': {spec.source} has no files to prepare")
     cache = cache or hub.default_cache()
     path = locate(spec, cache)

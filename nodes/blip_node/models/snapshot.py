@@ -10,7 +10,15 @@ from typing import Any
 from blip.errors import ConfigError, ModelLoadFailed
 from blip_node.models import gguf, hub, package, pipeline, weights
 from blip_node.models.files import positive, read_object
-from blip_node.models.spec import Builtin, Hub, Local, ModelSpec, Package, parse_source
+from blip_node.models.spec import (
+    Builtin,
+    Hub,
+    Local,
+    ModelSpec,
+    Package,
+    Upstream,
+    parse_source,
+)
 
 #: Where configurations keep the length of the context; the first that is there counts.
 _CONTEXT_KEYS = (
@@ -112,8 +120,11 @@ def describe(spec: ModelSpec, cache: Path | None = None) -> Description:
     model that blip has no runtime for, and :class:`~blip.errors.ConfigError` when the spec asks
     for what the model cannot do.
     """
-    if isinstance(parse_source(spec.source, spec.name), Builtin):
-        return Description(spec.name, spec.source, spec.kinds or ("echo",))
+    match parse_source(spec.source, spec.name):
+        case Builtin():
+            return Description(spec.name, spec.source, spec.kinds or ("echo",))
+        case Upstream():  # who offers it has asked its engine: the spec says all that is known
+            return Description(spec.name, spec.source, spec.kinds or (), context=spec.context)
     path = locate(spec, cache)
     if path is None:
         return Description(spec.name, spec.source, spec.kinds or (), on_disk=False)

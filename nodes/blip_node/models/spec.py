@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blip.errors import ConfigError
 from blip.kinds import KINDS
+from blip_node.upstreams.engine import Engine
 
 #: What ``dtype`` may be; ``auto`` is explained at :func:`blip_node.models.weights.load_dtype`.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -20,6 +21,8 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 #: What PEP 508 calls a name.
 _DISTRIBUTION = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?")
+#: As the configuration's ``[upstreams.NAME]`` has it; what follows it may be anything.
+_ENGINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SCHEME = re.compile(r"([a-z]+):(.*)", re.DOTALL)
 
 
@@ -53,7 +56,18 @@ class Builtin:
     name: str
 
 
-Source = Local | Hub | Package | Builtin
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A model of an engine that runs already: ``[upstreams.ENGINE]``, and the id it has there."""
+
+    engine: str
+    model: str
+
+
+Source = Local | Hub | Package | Builtin | Upstream
+
+#: Sources without files: nothing to prepare, and nothing of ours on any device.
+Fileless = Builtin | Upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +78,8 @@ class ModelSpec:
     a replica runs at once (None: the node decides), ``context`` its window in tokens (None: the
     model's own), ``threads`` torch's CPU threads (None: torch decides), ``keep_alive`` the seconds
     without work until it is unloaded (None: when its room is needed), ``pin`` whether it stays
-    even then, ``min_replicas`` and ``max_replicas`` what the whole mesh should load.
+    even then, ``min_replicas`` and ``max_replicas`` what the whole mesh should load. ``engine`` is
+    who answers for an upstream's model.
 
     Raises :class:`~blip.errors.ConfigError` naming the field.
     """
@@ -80,6 +95,7 @@ class ModelSpec:
     pin: bool = False
     min_replicas: int = 0
     max_replicas: int | None = None
+    engine: Engine | None = None
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > MAX_NAME or re.search(r"[\s\x00-\x1f]", self.name):
@@ -122,11 +138,15 @@ def parse_source(source: str, model: str = "") -> Source:
         distribution, _, inside = rest.partition("/")
         if _DISTRIBUTION.fullmatch(distribution) and ".." not in inside.split("/"):
             return Package(distribution, inside.strip("/"))
+    elif kind == "openai":
+        engine, _, id = rest.partition("/")
+        if _ENGINE.fullmatch(engine) and id:
+            return Upstream(engine, id)
     elif kind == "builtin" and rest == "echo":
         return Builtin(rest)
     raise ConfigError(
         f"model '{model}': source {source!r} is not one that blip knows",
         param="source",
         hint="Write a folder, a .gguf file, hf:org/name[@revision], "
-        "package:distribution[/sub/path] or builtin:echo.",
+        "package:distribution[/sub/path], openai:upstream/model or builtin:echo.",
     )

@@ -17,13 +17,20 @@ RUNTIMES: dict[str, str] = {
     "echo": "blip_node.runtimes.echo:EchoRuntime",
 }
 
+#: The runtime of every kind of an upstream's models.
+UPSTREAM = "blip_node.runtimes.openai:OpenAIRuntime"
 
-def runtime_for(kinds: Iterable[str]) -> type[Runtime]:
+
+def runtime_for(kinds: Iterable[str], *, upstream: bool = False) -> type[Runtime]:
     """Return the runtime class that serves all of a model's kinds. Imports no torch.
+
+    ``upstream`` says that an engine of somebody else's runs the model.
 
     Raises :class:`~blip.errors.ConfigError` for a kind without a runtime, or for kinds that no
     single runtime serves together.
     """
+    if upstream:
+        return _runtime(UPSTREAM)
     wanted = sorted(set(kinds))
     unknown = [kind for kind in wanted if kind not in RUNTIMES]
     if unknown or not wanted:
@@ -39,7 +46,11 @@ def runtime_for(kinds: Iterable[str]) -> type[Runtime]:
             param="kinds",
             hint="Name the model twice, once for each.",
         )
-    module, _, name = places.pop().partition(":")
+    return _runtime(places.pop())
+
+
+def _runtime(place: str) -> type[Runtime]:
+    module, _, name = place.partition(":")
     runtime: type[Runtime] = getattr(importlib.import_module(module), name)
     return runtime
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from blip.kinds import Kind
+from blip_node.upstreams.engine import Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,9 @@ class LoadSpec:
     threads: int | None = None
     #: Relative speed of the device for ``echo``'s paced work.
     speed: float = 1.0
+    #: For a model of an upstream: the engine that answers, and the model's id there.
+    engine: Engine | None = None
+    remote: str = ""
 
 
 class Runtime(Protocol):

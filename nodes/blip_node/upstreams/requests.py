@@ -1,0 +1,123 @@
+"""Puts blip's inputs into OpenAI's fields. Pure.
+
+Fields that a request did not set stay home, so that an engine which knows few of them is not asked
+for more. Temperature and ``top_p`` always travel: engines have defaults of their own, from a
+model's files, and an answer must not depend on who gives it.
+
+A field that the engine is known to ignore, and that would change the answer, is refused here by
+name: a silent difference is worse than an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from blip.errors import UnsupportedField
+from blip.kinds.base import TaskInput
+from blip.kinds.chat import ChatInput
+from blip.kinds.completion import CompletionInput
+from blip.kinds.embedding import EmbeddingInput
+from blip.kinds.text import TextInput
+
+#: blip's fields that are OpenAI's under the same name, with the same meaning.
+_SAME = (
+    "max_tokens",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "stop",
+    "seed",
+)
+
+#: vLLM's additions and their names, by dialect; None where the engine ignores them, as its
+#: documentation says. What is not listed, and every engine that is not known, gets vLLM's name.
+_EXTENSIONS: dict[str, dict[str, str | None]] = {
+    "top_k": {"ollama": None},
+    "repetition_penalty": {"ollama": None, "llama.cpp": "repeat_penalty"},
+}
+
+#: OpenAI's own that an engine ignores.
+_IGNORED = {"ollama": ("logit_bias",)}
+
+#: Fields that are dealt with one by one below.
+_OWN = frozenset(
+    {"messages", "prompt", "echo", "temperature", "top_p", "logprobs", "generated", "texts"}
+)
+
+
+class Request(NamedTuple):
+    """What is posted: the path behind the base URL, and the JSON of the body."""
+
+    path: str
+    body: dict[str, Any]
+
+
+def text_request(value: TextInput, model: str, dialect: str, *, usage: bool) -> Request:
+    """Return the request for a streamed chat or completion.
+
+    ``usage`` asks for a last chunk with the tokens counted. Raises
+    :class:`~blip.errors.UnsupportedField` naming a field that the engine would ignore.
+    """
+    _check(value, dialect)
+    body: dict[str, Any] = {
+        "model": model,
+        "stream": True,
+        "temperature": value.temperature,
+        "top_p": value.top_p,
+    }
+    if usage:
+        body["stream_options"] = {"include_usage": True}
+    given = _given(value)
+    for field in _SAME:
+        if field in given:
+            body[field] = given[field]
+    for field, names in _EXTENSIONS.items():
+        name = names.get(dialect, field)
+        if field in given and name is not None:
+            body[name] = given[field]
+    if isinstance(value, ChatInput):
+        body["messages"] = [message.model_dump(exclude_none=True) for message in value.messages]
+        if value.logprobs is not None:
+            body["logprobs"] = True
+            body["top_logprobs"] = value.logprobs
+        return Request("/chat/completions", body)
+    assert isinstance(value, CompletionInput)
+    body["prompt"] = value.prompt
+    if value.echo:
+        body["echo"] = True
+    if value.logprobs is not None:
+        body["logprobs"] = value.logprobs
+    return Request("/completions", body)
+
+
+def embedding_request(value: EmbeddingInput, model: str) -> Request:
+    """Return the request for embeddings, as numbers: not every engine knows base64."""
+    body: dict[str, Any] = {"model": model, "input": value.texts, "encoding_format": "float"}
+    if value.dimensions is not None:
+        body["dimensions"] = value.dimensions
+    return Request("/embeddings", body)
+
+
+def _given(value: TaskInput) -> dict[str, Any]:
+    """Return the fields that are not at their defaults."""
+    return {
+        name: given
+        for name, field in type(value).model_fields.items()
+        if (given := getattr(value, name)) != field.get_default(call_default_factory=True)
+    }
+
+
+def _check(value: TextInput, dialect: str) -> None:
+    known = _OWN | set(_SAME) | set(_EXTENSIONS)
+    for name in _given(value):
+        if name not in known:
+            raise UnsupportedField(
+                f"'{name}' cannot be passed on to the engine that runs this model", param=name
+            )
+        ignored = name in _IGNORED.get(dialect, ())
+        if ignored or _EXTENSIONS.get(name, {}).get(dialect, name) is None:
+            raise UnsupportedField(
+                f"'{name}' has no effect on the engine that runs this model ({dialect})",
+                hint="Leave it out, or ask for a model that a node runs itself.",
+                param=name,
+            )
