@@ -3,8 +3,7 @@
     python tests/models/make_toy_shapes.py FOLDER
 
 Pictures are drawn here: six shapes in eight colours on eight backgrounds, at 64 x 64. It takes
-about 35 minutes of CPU; ``--effort 0.01`` shows in seconds that everything works, and paints
-nothing.
+about 35 minutes of CPU; ``--effort 0.01`` shows in a minute that everything works.
 """
 
 from __future__ import annotations
