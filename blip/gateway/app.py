@@ -8,7 +8,17 @@ from blip.gateway.api import Api
 from blip.gateway.exchange import Gateway
 from blip.gateway.handler import make_expect_handler, make_handler
 from blip.gateway.mesh import Mesh
-from blip.gateway.routes import about, chat, completions, echo, embeddings, health, models, tasks
+from blip.gateway.routes import (
+    about,
+    chat,
+    completions,
+    echo,
+    embeddings,
+    health,
+    models,
+    responses,
+    tasks,
+)
 from blip.gateway.routes import mesh as mesh_routes
 from blip.gateway.routes import operations as operation_routes
 from blip.gateway.settings import GatewaySettings
@@ -22,6 +32,7 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
     operations = (
         *chat.OPERATIONS,
         *completions.OPERATIONS,
+        *responses.OPERATIONS,
         *embeddings.OPERATIONS,
         *models.OPERATIONS,
         *mesh_routes.OPERATIONS,
@@ -33,10 +44,10 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
     )
     api = Api(operations, secured=bool(settings.api_keys))
     gateway = Gateway(mesh, settings, api)
-    expect = make_expect_handler(gateway)
     app = web.Application(client_max_size=settings.body_limit)
     for operation in (*operations, about.UNKNOWN):
         handler = make_handler(gateway, operation)
+        expect = make_expect_handler(gateway, operation)
         app.router.add_route(operation.method, operation.path, handler, expect_handler=expect)
         if operation.method == "GET":
             app.router.add_route("HEAD", operation.path, handler, expect_handler=expect)

@@ -17,6 +17,7 @@ from blip.gateway.routes.chat import ChatRequest
 from blip.gateway.routes.completions import CompletionRequest
 from blip.gateway.routes.echo import EchoRequest
 from blip.gateway.routes.embeddings import EmbeddingRequest
+from blip.gateway.routes.responses import ResponseRequest
 from blip.gateway.text import with_seeds
 from blip.kinds import KINDS, TaskInput, input_from_wire, input_to_wire
 
@@ -34,6 +35,12 @@ ROUTES: list[tuple[str, type[Request], Tasks, dict[str, Any]]] = [
         CompletionRequest,
         lambda body: body.tasks(),
         {"model": "m", "prompt": "x"},
+    ),
+    (
+        "chat",
+        ResponseRequest,
+        lambda body: [body.task()],
+        {"model": "m", "input": "x"},
     ),
     (
         "embedding",
@@ -83,7 +90,7 @@ def served(kind: str, model: type[Request], tasks: Tasks, document: Any) -> bool
 
 
 routes = pytest.mark.parametrize(
-    ("kind", "model", "tasks", "least"), ROUTES, ids=[route[0] for route in ROUTES]
+    ("kind", "model", "tasks", "least"), ROUTES, ids=[route[1].__name__ for route in ROUTES]
 )
 
 

@@ -300,14 +300,17 @@ async def test_every_field_of_openai_is_known() -> None:
     """OpenAI's own client lists the fields; each is used, ignored or refused by name."""
     from openai.types import completion_create_params, embedding_create_params
     from openai.types.chat import completion_create_params as chat_create_params
+    from openai.types.responses import response_create_params
 
     from blip.gateway.routes.completions import CompletionRequest
     from blip.gateway.routes.embeddings import EmbeddingRequest
+    from blip.gateway.routes.responses import ResponseRequest
 
     for params, ours in (
         (chat_create_params.CompletionCreateParamsBase, ChatRequest),
         (completion_create_params.CompletionCreateParamsBase, CompletionRequest),
         (embedding_create_params.EmbeddingCreateParams, EmbeddingRequest),
+        (response_create_params.ResponseCreateParamsBase, ResponseRequest),
     ):
         assert set(params.__annotations__) - set(ours.model_fields) == set()
 

@@ -31,6 +31,7 @@ USER = {"role": "user", "content": "hi"}
 TASKS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"model": "parrot", "messages": [USER]}),
     ("/v1/completions", {"model": "parrot", "prompt": "a"}),
+    ("/v1/responses", {"model": "parrot", "input": "a"}),
     ("/v1/embeddings", {"model": "embedder", "input": "a"}),
     ("/v1/echo", {"text": "a"}),
 ]
