@@ -17,6 +17,7 @@ from blip.gateway.routes.chat import ChatRequest
 from blip.gateway.routes.completions import CompletionRequest
 from blip.gateway.routes.echo import EchoRequest
 from blip.gateway.routes.embeddings import EmbeddingRequest
+from blip.gateway.routes.messages import MessagesRequest
 from blip.gateway.routes.responses import ResponseRequest
 from blip.gateway.text import with_seeds
 from blip.kinds import KINDS, TaskInput, input_from_wire, input_to_wire
@@ -41,6 +42,12 @@ ROUTES: list[tuple[str, type[Request], Tasks, dict[str, Any]]] = [
         ResponseRequest,
         lambda body: [body.task()],
         {"model": "m", "input": "x"},
+    ),
+    (
+        "chat",
+        MessagesRequest,
+        lambda body: [body.task()],
+        {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]},
     ),
     (
         "embedding",

@@ -32,6 +32,7 @@ TASKS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"model": "parrot", "messages": [USER]}),
     ("/v1/completions", {"model": "parrot", "prompt": "a"}),
     ("/v1/responses", {"model": "parrot", "input": "a"}),
+    ("/v1/messages", {"model": "parrot", "messages": [USER], "max_tokens": 9}),
     ("/v1/embeddings", {"model": "embedder", "input": "a"}),
     ("/v1/echo", {"text": "a"}),
 ]
