@@ -17,6 +17,7 @@ from blip.gateway.routes import (
     health,
     messages,
     models,
+    ollama,
     responses,
     tasks,
 )
@@ -35,6 +36,7 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
         *completions.OPERATIONS,
         *responses.OPERATIONS,
         *messages.OPERATIONS,
+        *ollama.OPERATIONS,
         *embeddings.OPERATIONS,
         *models.OPERATIONS,
         *mesh_routes.OPERATIONS,

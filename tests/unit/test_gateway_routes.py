@@ -318,6 +318,23 @@ async def test_every_field_of_the_clients_is_known() -> None:
         assert set(params.__annotations__) - set(ours.model_fields) == set()
 
 
+async def test_every_field_of_ollamas_client_is_known() -> None:
+    from ollama import _types as theirs
+
+    from blip.gateway.routes.ollama import chat, embed, generate, models, options
+
+    for params, ours in (
+        (theirs.ChatRequest, chat.OllamaChatRequest),
+        (theirs.Message, chat.OllamaMessage),
+        (theirs.GenerateRequest, generate.GenerateRequest),
+        (theirs.Options, options.Options),
+        (theirs.EmbedRequest, embed.EmbedRequest),
+        (theirs.EmbeddingsRequest, embed.OldEmbedRequest),
+        (theirs.ShowRequest, models.ShowRequest),
+    ):
+        assert set(params.model_fields) - set(ours.model_fields) == set()
+
+
 class Page(html.parser.HTMLParser):
     """Notes what a page would make a browser load or run."""
 
