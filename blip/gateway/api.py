@@ -22,6 +22,7 @@ from blip.errors import (
     Unauthorized,
     UnsupportedField,
 )
+from blip.gateway.dialect import OPENAI, Dialect
 from blip.gateway.envelope import ErrorEnvelope, UnsupportedMediaType
 from blip.gateway.fields import Request
 from blip.gateway.task_options import HEADERS
@@ -49,7 +50,7 @@ class Operation:
     answers: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     #: What else a 200 may be, by media type, with a sentence about it.
     media: Mapping[str, str] = field(default_factory=dict)
-    #: What the data of each server-sent event is, where the operation can stream.
+    #: What each event of a stream is, where the operation can stream.
     event: type[BaseModel] | None = None
     errors: tuple[type[BlipError], ...] = ()
     #: Whether it needs no API key.
@@ -58,6 +59,7 @@ class Operation:
     task: bool = False
     #: A body to try.
     example: Mapping[str, Any] | None = None
+    dialect: Dialect = OPENAI
 
     @property
     def template(self) -> str:
@@ -94,7 +96,13 @@ class Api:
         components: dict[str, Any] = {"schemas": definitions["$defs"]}
         if self.secured:
             components["securitySchemes"] = {
-                "key": {"type": "http", "scheme": "bearer", "description": "An API key."}
+                "key": {"type": "http", "scheme": "bearer", "description": "An API key."},
+                "x_api_key": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "x-api-key",
+                    "description": "The same key, as Anthropic's clients send it.",
+                },
             }
         return {
             "openapi": "3.1.0",
@@ -131,7 +139,7 @@ class Api:
                 "content": {operation.body.media: content},
             }
         if self.secured and not operation.public:
-            described["security"] = [{"key": []}]
+            described["security"] = [{"key": []}, {"x_api_key": []}]
         return described
 
 
@@ -142,6 +150,7 @@ def _models(
         (ErrorEnvelope, "serialization"): None
     }
     for operation in operations:
+        found[operation.dialect.envelope, "serialization"] = None
         if operation.body is not None:
             found[operation.body, "validation"] = None
         for model in (operation.answer, operation.event, *operation.answers.values()):
@@ -177,10 +186,10 @@ def _responses(operation: Operation, refs: Mapping[str, Any]) -> dict[str, Any]:
     if operation.answer is not None:
         content["application/json"] = {"schema": refs[operation.answer.__name__]}
     if operation.event is not None:
-        content["text/event-stream"] = {
+        content[operation.dialect.media] = {
             "schema": {
                 "type": "string",
-                "description": "With stream: true. The data of each event; then data: [DONE].",
+                "description": operation.dialect.streams,
                 "contentMediaType": "application/json",
                 "contentSchema": refs[operation.event.__name__],
             }
@@ -191,13 +200,14 @@ def _responses(operation: Operation, refs: Mapping[str, Any]) -> dict[str, Any]:
             "description": (model.__doc__ or "").split("\n", maxsplit=1)[0],
             "content": {"application/json": {"schema": refs[model.__name__]}},
         }
+    envelope = refs[operation.dialect.envelope.__name__]
     for error in operation.all_errors:
         line = f"`{error.code}`: {(error.__doc__ or '').splitlines()[0]}"
         entry = responses.setdefault(
             str(error.status),
             {
                 "description": "",
-                "content": {"application/json": {"schema": refs[ErrorEnvelope.__name__]}},
+                "content": {"application/json": {"schema": envelope}},
             },
         )
         entry["description"] = f"{entry['description']}\n\n{line}".strip()

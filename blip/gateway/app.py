@@ -16,7 +16,10 @@ from blip.gateway.routes import (
     embeddings,
     health,
     images,
+    messages,
     models,
+    ollama,
+    responses,
     tasks,
 )
 from blip.gateway.routes import mesh as mesh_routes
@@ -32,6 +35,9 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
     operations = (
         *chat.OPERATIONS,
         *completions.OPERATIONS,
+        *responses.OPERATIONS,
+        *messages.OPERATIONS,
+        *ollama.OPERATIONS,
         *embeddings.OPERATIONS,
         *images.OPERATIONS,
         *models.OPERATIONS,
@@ -44,10 +50,10 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
     )
     api = Api(operations, secured=bool(settings.api_keys))
     gateway = Gateway(mesh, settings, api)
-    expect = make_expect_handler(gateway)
     app = web.Application(client_max_size=settings.body_limit)
     for operation in (*operations, about.UNKNOWN):
         handler = make_handler(gateway, operation)
+        expect = make_expect_handler(gateway, operation)
         app.router.add_route(operation.method, operation.path, handler, expect_handler=expect)
         if operation.method == "GET":
             app.router.add_route("HEAD", operation.path, handler, expect_handler=expect)

@@ -23,13 +23,16 @@ class Keyring:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
-    def tenant(self, authorization: str | None) -> str:
+    def tenant(self, authorization: str | None, api_key: str | None = None) -> str:
         """Return the name of the key in an ``Authorization`` header, "" where none is needed.
 
+        ``api_key`` is the ``x-api-key`` header, which counts where the other one is missing.
         Raises :class:`~blip.errors.Unauthorized`.
         """
         if not self._keys:
             return ""
+        if authorization is None and api_key is not None:
+            authorization = f"Bearer {api_key}"
         if authorization is None:
             raise Unauthorized("This gateway needs an API key and the request has none.")
         name = self._accepted.get(authorization)

@@ -1,9 +1,10 @@
-"""The one writer of errors: OpenAI's envelope, with a hint and the request's id."""
+"""How errors are answered; in OpenAI's envelope unless a dialect has another."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -61,35 +62,39 @@ class ErrorEnvelope(BaseModel):
 
 def error_json(error: BlipError, request_id: str) -> str:
     """Return the envelope of ``error`` as JSON text on one line."""
-    detail: dict[str, Any] = {
-        "message": error.message,
-        "type": error.openai_type,
+    detail = {"message": error.message, "type": error.openai_type, **about(error)}
+    return _encode({"error": {**detail, "request_id": request_id}})
+
+
+def about(error: BlipError) -> dict[str, Any]:
+    """Return what every dialect's envelope says of an error besides its message."""
+    return {
         "param": error.param,
         "code": error.code,
         "hint": error.hint or None,
-        "details": {str(key): _plain(value) for key, value in error.details.items()},
-        "request_id": request_id,
+        "details": {str(key): plain(value) for key, value in error.details.items()},
     }
-    return _encode({"error": detail})
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return what JSON has words for: details may come from a peer, and msgpack knows more."""
     if isinstance(value, str | int | None):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def error_response(error: BlipError, request_id: str) -> web.Response:
-    """Return the HTTP response for ``error``."""
+def error_response(
+    error: BlipError, request_id: str, write: Callable[[BlipError, str], str] = error_json
+) -> web.Response:
+    """Return the HTTP response for ``error``; ``write`` writes its body."""
     response = web.Response(
-        text=error_json(error, request_id), status=error.status, content_type="application/json"
+        text=write(error, request_id), status=error.status, content_type="application/json"
     )
     if error.retry_after is not None:
         # the header knows whole seconds only; rounding down would invite a second refusal

@@ -1,35 +1,56 @@
-"""Server-sent events: what streams are made of."""
+"""Streams: answers written piece by piece, as server-sent events or as lines."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
+from typing import NamedTuple
 
 from aiohttp import web
 
+from blip.errors import BlipError
 from blip.gateway.envelope import error_json
 from blip.gateway.exchange import Exchange, News
 
 #: OpenAI's last event of a stream that ended well.
 DONE = "data: [DONE]\n\n"
 
-_HEARTBEAT = b": still here\n\n"
+#: The media type of server-sent events.
+SSE = "text/event-stream; charset=utf-8"
+
+
+def _failed(error: BlipError, request_id: str) -> str:
+    return f"data: {error_json(error, request_id)}\n\n"
+
+
+class Framing(NamedTuple):
+    """How a dialect frames its streams; OpenAI's chat unless said otherwise.
+
+    ``heartbeat`` is what may be sent while there is nothing to say, ``end`` what follows an answer
+    that is whole, ``failed`` writes an error, and a request's id, after the stream has begun.
+    """
+
+    media: str = SSE
+    heartbeat: str = ": still here\n\n"
+    end: str = DONE
+    failed: Callable[[BlipError, str], str] = _failed
 
 
 class EventStream:
     """A response that is written event by event, and never silent for long."""
 
-    def __init__(self, heartbeat: float) -> None:
+    def __init__(self, heartbeat: float, framing: Framing = Framing()) -> None:  # noqa: B008
         self.response = web.StreamResponse(
             headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
+                "Content-Type": framing.media,
                 "Cache-Control": "no-cache",
                 # nginx would collect events otherwise
                 "X-Accel-Buffering": "no",
             }
         )
         self._every = heartbeat
+        self._beat_text = framing.heartbeat.encode()
         self._loop = asyncio.get_running_loop()
         self._last = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -69,7 +90,7 @@ class EventStream:
 
     async def _write_beat(self) -> None:
         try:
-            await self.response.write(_HEARTBEAT)
+            await self.response.write(self._beat_text)
         except (ConnectionError, RuntimeError):
             # the client left or the stream has just ended: its handler learns that by itself
             pass
@@ -80,16 +101,17 @@ async def send_events(
     render: Callable[[News], str],
     opening: Callable[[], str] = str,
     closing: Callable[[], str] = str,
+    framing: Framing = Framing(),  # noqa: B008  (immutable)
 ) -> web.StreamResponse:
-    """Answer with the news of the exchange's calls as server-sent events.
+    """Answer with the news of the exchange's calls as a stream.
 
     ``render`` turns one piece of news into events, or "". All that is pending goes out in one
-    write. An error that comes before anything else is raised; a later one becomes an event,
-    after which the stream ends without ``[DONE]``, so that nobody takes half an answer for one.
+    write. An error that comes before anything else is raised; a later one becomes an event, after
+    which the stream ends without its usual end, so that nobody takes half an answer for one.
     """
     async with aclosing(exchange.news()) as news:
         batch = await anext(news)
-        stream = EventStream(exchange.gateway.settings.heartbeat)
+        stream = EventStream(exchange.gateway.settings.heartbeat, framing)
         exchange.stamp(stream.response)
         await stream.open(exchange.request)
         try:
@@ -102,12 +124,12 @@ async def send_events(
                     await stream.send(events)
                 batch = await anext(news)
                 events = ""
-            await stream.end(events + closing() + DONE)
+            await stream.end(events + closing() + framing.end)
         except Exception as error:
             if exchange.client_gone():
                 raise
             failure = exchange.failure(error)
-            await stream.end(f"data: {error_json(failure, exchange.request_id)}\n\n")
+            await stream.end(framing.failed(failure, exchange.request_id))
         finally:
             stream.stop()
     return stream.response

@@ -19,6 +19,7 @@ from aiohttp import web
 from blip.errors import BlipError, InternalError
 from blip.gateway.api import Api
 from blip.gateway.auth import Keyring
+from blip.gateway.dialect import OPENAI, Dialect
 from blip.gateway.mesh import Answer, Call, Mesh, Options, Timing
 from blip.gateway.metrics import Metrics
 from blip.gateway.settings import GatewaySettings
@@ -79,6 +80,7 @@ class Exchange:
         "_outcomes",
         "answers",
         "calls",
+        "dialect",
         "gateway",
         "kind",
         "model",
@@ -89,10 +91,17 @@ class Exchange:
         "tenant",
     )
 
-    def __init__(self, gateway: Gateway, request: web.Request, request_id: str) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        request: web.Request,
+        request_id: str,
+        dialect: Dialect = OPENAI,
+    ) -> None:
         self.gateway = gateway
         self.request = request
         self.request_id = request_id
+        self.dialect = dialect
         #: Name of the API key, "" where none is needed.
         self.tenant = ""
         #: What the headers say about the tasks of this request.
@@ -208,6 +217,8 @@ class Exchange:
         """Add the headers that say who served this and where its time went."""
         headers = response.headers
         headers["X-Request-ID"] = self.request_id
+        if self.dialect.request_id is not None:
+            headers[self.dialect.request_id] = self.request_id
         calls = self.calls
         if len(calls) == 1:
             call = calls[0]

@@ -30,19 +30,23 @@ def make_handler(gateway: Gateway, operation: Operation) -> Handler:
     settings = gateway.settings
     run, body, route = operation.handler, operation.body, operation.template
     keyring = None if operation.public else gateway.keyring
-    runs_tasks = operation.task
+    runs_tasks, dialect = operation.task, operation.dialect
 
     async def serve(request: web.Request) -> web.StreamResponse:
         begun = time.perf_counter()
         headers = request.headers
-        exchange = Exchange(gateway, request, gateway.request_id(headers.get("X-Request-ID")))
+        exchange = Exchange(
+            gateway, request, gateway.request_id(headers.get("X-Request-ID")), dialect
+        )
         metrics.in_flight += 1
         status = _CLIENT_GONE
         response: web.StreamResponse
         try:
             try:
                 if keyring is not None:
-                    exchange.tenant = keyring.tenant(headers.get("Authorization"))
+                    exchange.tenant = keyring.tenant(
+                        headers.get("Authorization"), headers.get("X-API-Key")
+                    )
                 if runs_tasks:
                     exchange.options = read_options(headers, exchange.tenant, exchange.request_id)
                 if body is None:
@@ -60,7 +64,8 @@ def make_handler(gateway: Gateway, operation: Operation) -> Handler:
                 if exchange.client_gone():
                     # a plain return: aiohttp would log a raised error and answer nobody
                     return web.Response(status=_CLIENT_GONE)
-                response = error_response(exchange.failure(error), exchange.request_id)
+                failure = exchange.failure(error)
+                response = error_response(failure, exchange.request_id, dialect.error)
                 status = response.status
             if not response.prepared:
                 exchange.stamp(response)
@@ -74,7 +79,7 @@ def make_handler(gateway: Gateway, operation: Operation) -> Handler:
 
 
 def make_expect_handler(
-    gateway: Gateway,
+    gateway: Gateway, operation: Operation
 ) -> Callable[[web.Request], Awaitable[web.Response | None]]:
     """Return what answers ``Expect: 100-continue``: a body that is too large is never sent."""
 
@@ -85,7 +90,7 @@ def make_expect_handler(
             check_length(request, gateway.settings.body_limit)
         except BlipError as error:
             request_id = gateway.request_id(request.headers.get("X-Request-ID"))
-            response = error_response(error, request_id)
+            response = error_response(error, request_id, operation.dialect.error)
             response.headers["X-Request-ID"] = request_id
             return response
         if request.version == HttpVersion11:

@@ -1,4 +1,4 @@
-"""What chat and completion requests share: how tokens are chosen, and how much comes back."""
+"""What requests for text share: how tokens are chosen, and how much comes back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,25 @@ MAX_CHOICES = 16
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[str, Field(min_length=1)]
+Stops = Annotated[list[Stop], Field(max_length=4)]
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+MaxTokens = Annotated[int, Field(ge=1, lt=2**31)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+TopK = Annotated[int, Field(ge=-1, lt=2**31)]
+RepetitionPenalty = Annotated[float, Field(gt=0, le=10)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+def wishes(**given: Any) -> dict[str, Any]:
+    """Return the keyword arguments of a :class:`~blip.kinds.text.TextInput`; null asks nothing."""
+    found = {name: value for name, value in given.items() if value is not None}
+    if isinstance(found.get("stop"), str):
+        found["stop"] = [found["stop"]]
+    if found.get("top_k") == -1:
+        found["top_k"] = 0
+    return found
 
 
 class StreamOptions(Request):
@@ -29,27 +48,27 @@ class StreamOptions(Request):
 class SamplingRequest(Request):
     """Fields of OpenAI's chat and completion requests that mean the same in both."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: ModelName
     """A name from GET /v1/models."""
-    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_tokens: MaxTokens | None = None
     """Most tokens of one answer."""
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    temperature: Temperature | None = None
     """0 takes the likeliest token always, 1 (the default) samples as the model was trained."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: TopP | None = None
     """Sample from the likeliest tokens that make up this much probability; 1 by default."""
-    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    top_k: TopK | None = None
     """Sample from this many likeliest tokens; 0 or -1 for all. vLLM's, not OpenAI's."""
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     """Above 1 makes tokens less likely that were there before. vLLM's, not OpenAI's."""
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Penalty | None = None
     """Makes tokens less likely the more often they were generated."""
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Penalty | None = None
     """Makes tokens less likely once they were generated."""
     logit_bias: dict[TokenId, Bias] | None = None
     """Token id to a number from -100 to 100 that is added to its logit."""
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: Stop | Stops | None = None
     """Texts, at most four, before which an answer ends."""
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Seed | None = None
     """Makes sampling repeatable, as far as the devices that may serve it agree."""
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     """Answers a prompt; 1 by default."""
@@ -80,16 +99,7 @@ class SamplingRequest(Request):
     def sampling(self, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
         """Return the keyword arguments of a :class:`~blip.kinds.text.TextInput`."""
         given = {name: getattr(self, name) for name in _SHARED & self.model_fields_set}
-        found = {name: value for name, value in given.items() if value is not None}
-        if "stop" in found and isinstance(self.stop, str):
-            found["stop"] = [self.stop]
-        if found.get("top_k") == -1:
-            found["top_k"] = 0
-        if max_tokens is not None:
-            found["max_tokens"] = max_tokens
-        if logprobs is not None:
-            found["logprobs"] = logprobs
-        return found
+        return wishes(**given, max_tokens=max_tokens, logprobs=logprobs)
 
 
 _SHARED = frozenset(

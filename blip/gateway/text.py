@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from aiohttp import web
 from pydantic import BaseModel
 
-from blip.gateway.events import send_events
+from blip.gateway.events import Framing, send_events
 from blip.gateway.exchange import Exchange, News, Result
 from blip.gateway.mesh import Answer
 from blip.kinds.text import (
@@ -59,11 +59,15 @@ def quote(text: str) -> str:
 
     Not-quite-conforming clients split events at every line end that Unicode knows.
     """
-    quoted = _encode(text)
-    if not quoted.isascii():
+    return safe(_encode(text))
+
+
+def safe(document: str) -> str:
+    """Return a JSON document on one line, whatever the client takes for the end of a line."""
+    if not document.isascii():
         for char, escape in _LINE_ENDS:
-            quoted = quoted.replace(char, escape)
-    return quoted
+            document = document.replace(char, escape)
+    return document
 
 
 _LINE_ENDS = (("\x85", "\\u0085"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029"))
@@ -95,8 +99,28 @@ def _draft(result: Result) -> Draft:
     return Draft(text, rows, finish.reason)
 
 
+def stopped_by(stops: Sequence[str], rows: Sequence[TokenLogprob]) -> str | None:
+    """Return the stop sequence that ended an answer, None if none did; ``rows`` are its tokens.
+
+    The one that was complete first ended it, the longest of those that were complete together. An
+    end marker has no row, and before the last token none was complete: so one that ends inside
+    the last token is the one.
+    """
+    if not rows:
+        return None
+    whole = b"".join(row.raw for row in rows)
+    before = len(whole) - len(rows[-1].raw)
+    ends: dict[str, tuple[int, int]] = {}
+    for stop in stops:
+        raw = stop.encode()
+        at = whole.find(raw, max(0, before - len(raw) + 1))
+        if at >= 0:
+            ends[stop] = (at + len(raw), -len(raw))
+    return min(ends, key=ends.__getitem__, default=None)
+
+
 class Chunks(Protocol):
-    """Writes the chunks of a streamed answer, each a whole server-sent event."""
+    """Writes the chunks of a streamed answer, each a whole event of its dialect."""
 
     def opening(self) -> str:
         """What comes first."""
@@ -116,7 +140,12 @@ class Chunks(Protocol):
 
 
 async def stream(
-    exchange: Exchange, chunks: Chunks, choices: int, *, usage: bool
+    exchange: Exchange,
+    chunks: Chunks,
+    choices: int,
+    *,
+    usage: bool,
+    framing: Framing = Framing(),  # noqa: B008  (immutable)
 ) -> web.StreamResponse:
     """Answer with the chunks of all choices as they come, interleaved."""
 
@@ -136,4 +165,4 @@ async def stream(
     def closing() -> str:
         return chunks.usage(usage_of(exchange.answers, choices)) if usage else ""
 
-    return await send_events(exchange, render, chunks.opening, closing)
+    return await send_events(exchange, render, chunks.opening, closing, framing)

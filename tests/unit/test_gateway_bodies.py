@@ -17,6 +17,11 @@ from blip.gateway.routes.chat import ChatRequest
 from blip.gateway.routes.completions import CompletionRequest
 from blip.gateway.routes.echo import EchoRequest
 from blip.gateway.routes.embeddings import EmbeddingRequest
+from blip.gateway.routes.messages import MessagesRequest
+from blip.gateway.routes.ollama.chat import OllamaChatRequest
+from blip.gateway.routes.ollama.embed import EmbedRequest
+from blip.gateway.routes.ollama.generate import GenerateRequest
+from blip.gateway.routes.responses import ResponseRequest
 from blip.gateway.text import with_seeds
 from blip.kinds import KINDS, TaskInput, input_from_wire, input_to_wire
 
@@ -34,6 +39,42 @@ ROUTES: list[tuple[str, type[Request], Tasks, dict[str, Any]]] = [
         CompletionRequest,
         lambda body: body.tasks(),
         {"model": "m", "prompt": "x"},
+    ),
+    (
+        "chat",
+        ResponseRequest,
+        lambda body: [body.task()],
+        {"model": "m", "input": "x"},
+    ),
+    (
+        "chat",
+        MessagesRequest,
+        lambda body: [body.task()],
+        {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]},
+    ),
+    (
+        "chat",
+        OllamaChatRequest,
+        lambda body: [body.task()],
+        {"model": "m", "messages": [{"role": "user", "content": "x"}]},
+    ),
+    (
+        "chat",
+        GenerateRequest,
+        lambda body: [body.model_copy(update={"raw": None}).task()],
+        {"model": "m", "prompt": "x"},
+    ),
+    (
+        "completion",
+        GenerateRequest,
+        lambda body: [body.model_copy(update={"raw": True, "system": None}).task()],
+        {"model": "m", "prompt": "x"},
+    ),
+    (
+        "embedding",
+        EmbedRequest,
+        lambda body: [body.task()],
+        {"model": "m", "input": "x"},
     ),
     (
         "embedding",
@@ -83,7 +124,7 @@ def served(kind: str, model: type[Request], tasks: Tasks, document: Any) -> bool
 
 
 routes = pytest.mark.parametrize(
-    ("kind", "model", "tasks", "least"), ROUTES, ids=[route[0] for route in ROUTES]
+    ("kind", "model", "tasks", "least"), ROUTES, ids=[route[1].__name__ for route in ROUTES]
 )
 
 

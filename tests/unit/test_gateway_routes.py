@@ -303,20 +303,43 @@ def test_bounds_are_those_of_the_kinds() -> None:
     assert stops[0]["maxItems"] == theirs["stop"]["maxItems"]
 
 
-async def test_every_field_of_openai_is_known() -> None:
-    """OpenAI's own client lists the fields; each is used, ignored or refused by name."""
+async def test_every_field_of_the_clients_is_known() -> None:
+    """The clients list the fields; each is used, ignored or refused by name."""
+    from anthropic.types import message_create_params
     from openai.types import completion_create_params, embedding_create_params
     from openai.types.chat import completion_create_params as chat_create_params
+    from openai.types.responses import response_create_params
 
     from blip.gateway.routes.completions import CompletionRequest
     from blip.gateway.routes.embeddings import EmbeddingRequest
+    from blip.gateway.routes.messages import MessagesRequest
+    from blip.gateway.routes.responses import ResponseRequest
 
     for params, ours in (
         (chat_create_params.CompletionCreateParamsBase, ChatRequest),
         (completion_create_params.CompletionCreateParamsBase, CompletionRequest),
         (embedding_create_params.EmbeddingCreateParams, EmbeddingRequest),
+        (response_create_params.ResponseCreateParamsBase, ResponseRequest),
+        (message_create_params.MessageCreateParamsBase, MessagesRequest),
     ):
         assert set(params.__annotations__) - set(ours.model_fields) == set()
+
+
+async def test_every_field_of_ollamas_client_is_known() -> None:
+    from ollama import _types as theirs
+
+    from blip.gateway.routes.ollama import chat, embed, generate, models, options
+
+    for params, ours in (
+        (theirs.ChatRequest, chat.OllamaChatRequest),
+        (theirs.Message, chat.OllamaMessage),
+        (theirs.GenerateRequest, generate.GenerateRequest),
+        (theirs.Options, options.Options),
+        (theirs.EmbedRequest, embed.EmbedRequest),
+        (theirs.EmbeddingsRequest, embed.OldEmbedRequest),
+        (theirs.ShowRequest, models.ShowRequest),
+    ):
+        assert set(params.model_fields) - set(ours.model_fields) == set()
 
 
 class Page(html.parser.HTMLParser):

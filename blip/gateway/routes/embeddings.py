@@ -24,7 +24,7 @@ from blip.kinds.embedding import EMBEDDING, EmbeddingInput
 from blip.protocol.messages import Payload
 
 #: Texts a request, as OpenAI has it.
-_MAX_TEXTS = 2048
+MAX_TEXTS = 2048
 
 #: Numbers that are written as JSON between two breaths of the event loop, about 2 ms.
 _NUMBERS_A_BREATH = 8192
@@ -41,8 +41,8 @@ class EmbeddingRequest(Request):
     input: (
         Text
         | TokenText
-        | Annotated[list[Text], Field(min_length=1, max_length=_MAX_TEXTS)]
-        | Annotated[list[TokenText], Field(min_length=1, max_length=_MAX_TEXTS)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+        | Annotated[list[TokenText], Field(min_length=1, max_length=MAX_TEXTS)]
     )
     """One text, one list of token ids, or a list of either."""
     encoding_format: Literal["float", "base64"] | None = None
@@ -107,6 +107,25 @@ def numbers(row: memoryview) -> str:
     return f"[{','.join(['%.9g'] * len(values))}]" % tuple(values)
 
 
+async def written(payload: Payload, count: int, *, packed: bool = False) -> list[str]:
+    """Write each of the vectors as JSON: an array of numbers, or if ``packed`` base64.
+
+    Raises :class:`~blip.errors.RuntimeFailed`. Many numbers are written with pauses.
+    """
+    vectors: list[str] = []
+    since = 0
+    for row in rows(payload, count):
+        if packed:
+            vectors.append(f'"{base64.b64encode(row).decode()}"')
+            continue
+        vectors.append(numbers(row))
+        since += len(row) // 4
+        if since > _NUMBERS_A_BREATH:
+            since = 0
+            await asyncio.sleep(0)
+    return vectors
+
+
 async def create(exchange: Exchange, body: EmbeddingRequest) -> web.StreamResponse:
     """Embed texts.
 
@@ -116,17 +135,8 @@ async def create(exchange: Exchange, body: EmbeddingRequest) -> web.StreamRespon
     task = body.task()
     exchange.start(EMBEDDING, body.model, [task])
     ((_, answer),) = await exchange.results()
-    vectors: list[str] = []
-    written = 0
-    for row in rows(answer.payload, len(task.texts)):
-        if body.encoding_format == "base64":
-            vectors.append(f'"{base64.b64encode(row).decode()}"')
-            continue
-        vectors.append(numbers(row))
-        written += len(row) // 4
-        if written > _NUMBERS_A_BREATH:
-            written = 0
-            await asyncio.sleep(0)
+    packed = body.encoding_format == "base64"
+    vectors = await written(answer.payload, len(task.texts), packed=packed)
     tokens = answer.usage.get("prompt_tokens", 0)
     data = ",".join(
         f'{{"object":"embedding","index":{index},"embedding":{vector}}}'

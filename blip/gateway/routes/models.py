@@ -12,17 +12,22 @@ from blip.errors import ModelNotFound
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.mesh import ServedModel
+from blip.gateway.moments import iso
 
 
 class ModelView(BaseModel):
-    """A model, in OpenAI's shape and with what a mesh knows besides."""
+    """A model, in OpenAI's and Anthropic's shapes and with what a mesh knows besides."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: str
     object: Literal["model"] = "model"
+    type: Literal["model"] = "model"
+    """Anthropic's word for object, as display_name and created_at are for id and created."""
+    display_name: str
     created: int
     """When this gateway started: models have no birthday that a mesh would know."""
+    created_at: str
     owned_by: Literal["mesh"] = "mesh"
     kinds: list[str]
     context: int | None
@@ -36,14 +41,22 @@ class ModelView(BaseModel):
 class ModelList(BaseModel):
     """Every model, by name."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     object: Literal["list"] = "list"
     data: list[ModelView]
+    has_more: Literal[False] = False
+    """Anthropic's, as the next two: this is the only page."""
+    first_id: str | None
+    last_id: str | None
 
 
 def _view(model: ServedModel, created: int) -> ModelView:
     return ModelView(
         id=model.name,
+        display_name=model.name,
         created=created,
+        created_at=iso(created),
         kinds=list(model.kinds),
         context=model.context,
         nodes=list(model.nodes),
@@ -54,7 +67,9 @@ def _view(model: ServedModel, created: int) -> ModelView:
 async def index(exchange: Exchange) -> web.StreamResponse:
     """List every model that at least one connected node can run."""
     gateway = exchange.gateway
-    found = ModelList(data=[_view(model, gateway.started) for model in gateway.mesh.models()])
+    views = [_view(model, gateway.started) for model in gateway.mesh.models()]
+    ends = (views[0].id, views[-1].id) if views else (None, None)
+    found = ModelList(data=views, first_id=ends[0], last_id=ends[1])
     return web.Response(text=found.model_dump_json(), content_type="application/json")
 
 
