@@ -18,6 +18,7 @@ from blip.gateway.routes import (
     messages,
     models,
     ollama,
+    original,
     responses,
     tasks,
 )
@@ -37,6 +38,7 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
         *responses.OPERATIONS,
         *messages.OPERATIONS,
         *ollama.OPERATIONS,
+        *original.OPERATIONS,
         *embeddings.OPERATIONS,
         *models.OPERATIONS,
         *mesh_routes.OPERATIONS,

@@ -57,7 +57,7 @@ def render(api: Api, origin: str) -> str:
     )
 
 
-_TAGS = ("text", "anthropic", "ollama", "mesh", "health", "about")
+_TAGS = ("text", "anthropic", "ollama", "bitinglip", "mesh", "health", "about")
 
 
 def _section(
