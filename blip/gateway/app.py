@@ -19,6 +19,7 @@ from blip.gateway.routes import (
     messages,
     models,
     ollama,
+    original,
     responses,
     tasks,
 )
@@ -38,6 +39,7 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
         *responses.OPERATIONS,
         *messages.OPERATIONS,
         *ollama.OPERATIONS,
+        *original.OPERATIONS,
         *embeddings.OPERATIONS,
         *images.OPERATIONS,
         *models.OPERATIONS,

@@ -37,10 +37,14 @@ class Framing(NamedTuple):
     failed: Callable[[BlipError, str], str] = _failed
 
 
+#: The framing of OpenAI's chat.
+EVENTS = Framing()
+
+
 class EventStream:
     """A response that is written event by event, and never silent for long."""
 
-    def __init__(self, heartbeat: float, framing: Framing = Framing()) -> None:  # noqa: B008
+    def __init__(self, heartbeat: float, framing: Framing = EVENTS) -> None:
         self.response = web.StreamResponse(
             headers={
                 "Content-Type": framing.media,
@@ -101,7 +105,7 @@ async def send_events(
     render: Callable[[News], str],
     opening: Callable[[], str] = str,
     closing: Callable[[], str] = str,
-    framing: Framing = Framing(),  # noqa: B008  (immutable)
+    framing: Framing = EVENTS,
 ) -> web.StreamResponse:
     """Answer with the news of the exchange's calls as a stream.
 

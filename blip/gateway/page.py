@@ -59,7 +59,7 @@ def render(api: Api, origin: str) -> str:
     )
 
 
-_TAGS = ("text", "images", "anthropic", "ollama", "mesh", "health", "about")
+_TAGS = ("text", "images", "anthropic", "ollama", "bitinglip", "mesh", "health", "about")
 
 
 def _section(

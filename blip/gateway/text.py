@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from aiohttp import web
 from pydantic import BaseModel
 
-from blip.gateway.events import Framing, send_events
+from blip.gateway.events import EVENTS, Framing, send_events
 from blip.gateway.exchange import Exchange, News, Result
 from blip.gateway.mesh import Answer
 from blip.kinds.text import (
@@ -145,7 +145,7 @@ async def stream(
     choices: int,
     *,
     usage: bool,
-    framing: Framing = Framing(),  # noqa: B008  (immutable)
+    framing: Framing = EVENTS,
 ) -> web.StreamResponse:
     """Answer with the chunks of all choices as they come, interleaved."""
 

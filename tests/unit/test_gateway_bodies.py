@@ -21,6 +21,8 @@ from blip.gateway.routes.messages import MessagesRequest
 from blip.gateway.routes.ollama.chat import OllamaChatRequest
 from blip.gateway.routes.ollama.embed import EmbedRequest
 from blip.gateway.routes.ollama.generate import GenerateRequest
+from blip.gateway.routes.original.embeddings import VectorsRequest
+from blip.gateway.routes.original.text import TextGenerationRequest
 from blip.gateway.routes.responses import ResponseRequest
 from blip.gateway.text import with_seeds
 from blip.kinds import KINDS, TaskInput, input_from_wire, input_to_wire
@@ -75,6 +77,18 @@ ROUTES: list[tuple[str, type[Request], Tasks, dict[str, Any]]] = [
         EmbedRequest,
         lambda body: [body.task()],
         {"model": "m", "input": "x"},
+    ),
+    (
+        "completion",
+        TextGenerationRequest,
+        lambda body: [body.task()],
+        {"model": "m", "prompt": "x"},
+    ),
+    (
+        "embedding",
+        VectorsRequest,
+        lambda body: [body.task()],
+        {"model": "m", "text": "x"},
     ),
     (
         "embedding",

@@ -37,6 +37,8 @@ TASKS: list[tuple[str, dict[str, Any]]] = [
     ("/api/generate", {"model": "parrot", "prompt": "a"}),
     ("/api/embed", {"model": "embedder", "input": "a"}),
     ("/api/embeddings", {"model": "embedder", "prompt": "a"}),
+    ("/api/v1/inference/text-generation", {"model": "parrot", "prompt": "a"}),
+    ("/api/v1/inference/embeddings", {"model": "embedder", "text": "a"}),
     ("/v1/embeddings", {"model": "embedder", "input": "a"}),
     ("/v1/echo", {"text": "a"}),
 ]

@@ -1,0 +1,12 @@
+"""The faces of BitingLip, whose documented requests are answered as its documents say.
+
+One module a face. Its errors, and what is around every result, are in :mod:`.dialect`.
+"""
+
+from __future__ import annotations
+
+from blip.gateway.routes.original import embeddings, text
+
+OPERATIONS = (*text.OPERATIONS, *embeddings.OPERATIONS)
+
+__all__ = ["OPERATIONS"]

@@ -1,0 +1,171 @@
+"""``POST /api/v1/inference/text-generation``: BitingLip's text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from blip.errors import InvalidRequest
+from blip.gateway.api import Operation
+from blip.gateway.exchange import Exchange
+from blip.gateway.fields import Ignored, Request
+from blip.gateway.routes.failures import TEXT_FAILURES
+from blip.gateway.routes.original.dialect import DIALECT, FRAMING, Finished, finished
+from blip.gateway.sampling import (
+    MaxTokens,
+    ModelName,
+    RepetitionPenalty,
+    Seed,
+    Stops,
+    Temperature,
+    TopK,
+    TopP,
+    wishes,
+)
+from blip.gateway.text import Usage, collect, quote, stream, usage_of
+from blip.kinds.completion import COMPLETION, CompletionInput
+from blip.kinds.text import FinishReason, TokenLogprob
+
+#: The defaults of BitingLip's API reference.
+_MAX_TOKENS = 512
+_TEMPERATURE = 0.7
+_TOP_P = 0.9
+_TOP_K = 50
+
+
+class TextGenerationRequest(Request):
+    """A prompt to continue."""
+
+    model: ModelName
+    """A name from GET /v1/models."""
+    prompt: str | None = None
+    """The text to continue."""
+    text: str | None = None
+    """The name that BitingLip's code has for the prompt."""
+    max_tokens: MaxTokens = _MAX_TOKENS
+    """Most tokens of the answer."""
+    temperature: Temperature = _TEMPERATURE
+    """0 takes the likeliest token always."""
+    top_p: TopP = _TOP_P
+    """Sample from the likeliest tokens that make up this much probability."""
+    top_k: TopK = _TOP_K
+    """Sample from this many likeliest tokens; 0 for all."""
+    repetition_penalty: RepetitionPenalty | None = None
+    """Above 1 makes tokens less likely that were there before."""
+    stop_sequences: Stops | None = None
+    """Texts, at most four, before which the answer ends."""
+    seed: Seed | None = None
+    """Makes sampling repeatable, as far as devices agree."""
+    stream: bool = False
+    """Whether to send the answer piece by piece, as server-sent events."""
+    do_sample: Annotated[Any, Ignored()] = None
+
+    def check(self, at: str = "") -> None:
+        """Raise :class:`~blip.errors.InvalidRequest` unless there is one prompt."""
+        super().check(at)
+        if self.prompt is None and self.text is None:
+            raise InvalidRequest("'prompt' is missing.", param="prompt")
+        if self.prompt is not None and self.text is not None:
+            raise InvalidRequest("'prompt' and 'text' are the same; send one.", param="text")
+
+    def task(self) -> CompletionInput:
+        """Return the input of the task."""
+        sampling = wishes(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            repetition_penalty=self.repetition_penalty,
+            stop=self.stop_sequences,
+            seed=self.seed,
+        )
+        prompt = self.text if self.prompt is None else self.prompt
+        return CompletionInput(prompt=prompt or "", **sampling)
+
+
+class TextResult(BaseModel):
+    """What the model wrote."""
+
+    generated_text: str
+    tokens_generated: int
+    finish_reason: FinishReason
+    model_used: str
+
+
+class TextGeneration(Finished):
+    """An answer that is complete."""
+
+    result: TextResult
+
+
+class TextEvent(BaseModel):
+    """A piece of the text with all before it; the last one has done and the whole."""
+
+    token: str | None = None
+    partial_text: str | None = None
+    done: bool | None = None
+    final_text: str | None = None
+
+
+class Events:
+    """Writes :class:`TextEvent`; see :class:`blip.gateway.text.Chunks`."""
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def opening(self) -> str:
+        """Nothing: a stream begins with its first piece."""
+        return ""
+
+    def delta(self, index: int, text: str, logprobs: list[TokenLogprob] | None) -> str:
+        """A piece, and the whole so far."""
+        self._text += text
+        return f'data: {{"token":{quote(text)},"partial_text":{quote(self._text)}}}\n\n'
+
+    def finish(self, index: int, reason: FinishReason) -> str:
+        """The whole."""
+        return f'data: {{"done":true,"final_text":{quote(self._text)}}}\n\n'
+
+    def usage(self, usage: Usage) -> str:
+        """Nothing: these streams do not count."""
+        return ""
+
+
+async def create(exchange: Exchange, body: TextGenerationRequest) -> web.StreamResponse:
+    """Continue a prompt, as BitingLip's documents ask for it.
+
+    Defaults are those of its API reference: 512 tokens, temperature 0.7, top_p 0.9, top_k 50. Each
+    event of a stream repeats the text so far, so long answers are better streamed elsewhere.
+    """
+    exchange.start(COMPLETION, body.model, [body.task()])
+    if body.stream:
+        return await stream(exchange, Events(), 1, usage=False, framing=FRAMING)
+    (draft,) = await collect(exchange)
+    result = TextResult(
+        generated_text=draft.text,
+        tokens_generated=usage_of(exchange.answers, 1).completion_tokens,
+        finish_reason=draft.reason,
+        model_used=body.model,
+    )
+    answer = TextGeneration(result=result, **finished(exchange))
+    return web.Response(text=answer.model_dump_json(), content_type="application/json")
+
+
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/api/v1/inference/text-generation",
+        create,
+        "Continue a prompt",
+        "bitinglip",
+        body=TextGenerationRequest,
+        answer=TextGeneration,
+        event=TextEvent,
+        errors=TEXT_FAILURES,
+        task=True,
+        example={"model": "smollm2", "prompt": "The future of AI is", "max_tokens": 100},
+        dialect=DIALECT,
+    ),
+)
