@@ -460,7 +460,7 @@ class TestTurns:
         old.let(writable=True)
         ids = (await running)[1]
         assert len(ids) == 300
-        assert sum(passes) > 20 + 5 + 294  # it had been thrown out
+        assert max(passes) >= 20 + 5  # it had been thrown out, and is computed again
         assert not other.done()
         assert (await other)[1][:300] != ids
         assert len((await other)[1]) == 1000
