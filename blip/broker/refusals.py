@@ -43,6 +43,9 @@ def unknown(
             f"'{model}' does not serve '{kind}'; it serves {', '.join(kinds)}",
             details={"kinds": kinds},
         )
+    for each in (each for node in nodes if node.advert for each in node.advert.models):
+        if each.name == model and each.error:  # it is known, and why it cannot be had at the moment
+            return ModelLoadFailed(f"'{model}' cannot be served: {each.error}")
     near = difflib.get_close_matches(model, sorted({name for of, name in groups if of == kind}))
     guess = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
     return ModelNotFound(f"no node serves '{model}' for '{kind}'{guess}", details={"near": near})

@@ -8,17 +8,19 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from blip.config import Config
-from blip.errors import BlipError, ModelLoadFailed, NodeLost
+from blip.errors import BlipError, ModelLoadFailed, ModelNotFound, NodeLost
 from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput, EmbeddingText
 from blip.kinds.text import Delta, delta_from_wire, finish_from_wire
 from tests.mesh.rig import ECHO, TINY, Rig
 from tests.mesh.test_mesh_text import ZEN, chat, text_of
+from tests.unit.engine_server import chunk, engine_server, hangs, refuses, streams, usage
 from tests.unit.gateway_mesh import served
 
 JAPAN = "What is the capital of Japan?"
@@ -197,3 +199,55 @@ async def test_what_has_not_begun_goes_elsewhere() -> None:
             assert {text for text, _ in texts} == {TOKYO}
             assert {call.node for call in calls} == {"node-1"}
             assert max(call.task.place.attempt for call in calls) > 1
+
+
+async def test_a_node_keeps_step_with_its_engine() -> None:
+    """An engine of the test's own: its list changes, it hangs, it refuses and then serves."""
+    llama = {"id": "llama", "owned_by": "vllm", "max_model_len": 512}
+    qwen = {"id": "qwen", "owned_by": "vllm"}
+    good = streams(chunk("Hello"), chunk(None, "stop"), usage(4, 2))
+    async with (
+        engine_server(models={"data": [llama]}, chat=good) as engine,
+        Rig(upstreams={"own": {"url": engine.url, "timeout": 1.0, **QUICK}}, models=ECHO) as rig,
+    ):
+        await rig.until(lambda: names(rig) == {"up/llama": ""})
+        (before,) = rig.nodes[0].workers()  # echo's
+        call = rig.call("chat", "up/llama", chat("hello"))
+        assert await text_of(call) == ("Hello", [])
+        assert (await call.answer()).usage == {"prompt_tokens": 4, "completion_tokens": 2}
+        (worker,) = set(rig.nodes[0].workers()) - {before}
+        maps = await asyncio.to_thread(Path(f"/proc/{worker}/maps").read_text)
+        assert "torch" not in maps
+        # the engine's memory is its own
+        await rig.until(
+            lambda: (
+                [
+                    each.memory
+                    for each in rig.dispatcher.nodes()[0].advert.replicas
+                    if each.model == "up/llama" and each.state == "ready"
+                ]
+                == [0]
+            )
+        )
+        # it hangs: that request fails, and nothing else does
+        engine.chat = hangs(chunk("Hel"))
+        stuck = rig.call("chat", "up/llama", chat("hello"))
+        await stuck.started()
+        engine.chat = good
+        assert (await text_of(rig.call("chat", "up/llama", chat("hello"))))[0] == "Hello"
+        with pytest.raises(NodeLost, match="said nothing for 1 s"):
+            await text_of(stuck)
+        # it is busy for a second: the only node is tried again, when the engine wants it
+        busy = refuses(429, {"error": {"message": "slow down"}}, **{"Retry-After": "1"})
+        answers = iter([busy, good])
+        engine.chat = lambda request: next(answers)(request)
+        asked = len(engine.bodies)
+        call = rig.call("chat", "up/llama", chat("hello"))
+        assert (await text_of(call))[0] == "Hello"
+        assert len(engine.bodies) == asked + 2
+        # another model takes the place of the first, whose worker goes
+        engine.models = {"data": [qwen]}
+        await rig.until(lambda: names(rig) == {"up/qwen": ""})
+        with pytest.raises(ModelNotFound):
+            rig.call("chat", "up/llama", chat("hello"))
+        await rig.until(lambda: rig.nodes[0].workers() == [before])

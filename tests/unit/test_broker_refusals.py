@@ -8,7 +8,7 @@ from blip.broker.scheduler import Scheduler
 from blip.broker.settings import Settings
 from blip.errors import BY_CODE, from_wire
 from blip.protocol.codec import CONTROL_LIMIT, pack
-from blip.protocol.messages import Advert, Deny
+from blip.protocol.messages import Advert, Deny, Model
 from tests.unit.broker_mesh import GIB, advert, check, device, join, model, place, ready, scheduler
 
 G = "gateway"
@@ -51,6 +51,13 @@ def test_an_unknown_model_with_near_names() -> None:
     assert "did you mean 'llama-3-8b' or 'llama-3-70b'?" in answer.text
     assert answer.details["near"] == ["llama-3-8b", "llama-3-70b"]
     assert "did you mean" not in deny(broker, model="zzz").text
+
+
+def test_a_model_that_its_node_cannot_have_at_the_moment() -> None:
+    away = Model("m", [], error="upstream 'vllm' cannot be reached")
+    answer = deny(mesh(advert(models=[model("other"), away])), model="m")
+    assert answer.code == "model_load_failed"
+    assert answer.text == "'m' cannot be served: upstream 'vllm' cannot be reached"
 
 
 def test_a_model_of_another_kind() -> None:

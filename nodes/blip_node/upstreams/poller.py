@@ -113,8 +113,7 @@ class Upstreams:
             names = ", ".join(watch.stock.offers) or "no models"
             log.info("upstream '%s' at %s serves %s", name, watch.engine.url, names)
         elif watch.state is State.DOWN and before is not State.DOWN:
-            reasons = {error.message for error in watch.stock.missing.values()}
-            log.warning("%s", next(iter(reasons), f"upstream '{name}' is down"))
+            log.warning("%s", watch.reason)
 
     def _apply(self, watch: Watch) -> None:
         """Bring the catalogue in step with what the watch says."""

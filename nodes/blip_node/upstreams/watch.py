@@ -63,6 +63,8 @@ class Watch:
         self.engine = Engine(name, config.url, config.api_key_env, config.timeout)
         self.state = State.ASKING
         self.stock = Stock()
+        #: Why it is DOWN.
+        self.reason: BlipError | None = None
         #: Seconds until the engine should be asked again.
         self.pause = 0.0
         self._config = config
@@ -120,8 +122,8 @@ class Watch:
             **self._aliases,
             **{self._config.prefix + id: None for id in self._named()},
         }
-        reason = Unavailable(f"upstream '{self.engine.name}' {error.message}")
-        self.stock = Stock({}, dict.fromkeys(known, reason))
+        self.reason = Unavailable(f"upstream '{self.engine.name}' {error.message}")
+        self.stock = Stock({}, dict.fromkeys(known, self.reason))
 
     def _spec(self, name: str, model: Listed) -> ModelSpec:
         return ModelSpec(
