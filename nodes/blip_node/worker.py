@@ -222,12 +222,11 @@ class Worker:
             remote=source.model if isinstance(source, Upstream) else "",
         )
         runtime = runtime_for(todo.kinds, upstream=isinstance(source, Upstream))()
-        gauge = Gauge(todo.device)
+        # without a model there is nothing to watch, and no need of torch
+        gauge = Gauge(todo.device) if path else None
         runtime.load(spec, lambda share: self._report(0.5 + share / 2))
-        memory = gauge.read()
-        if path:  # without a model there is nothing to watch
-            self._gauge = gauge
-        return runtime, spec, memory
+        self._gauge = gauge
+        return runtime, spec, gauge.read() if gauge is not None else 0
 
     def _report(self, share: float) -> None:
         self._loop.call_soon_threadsafe(self._pipe.send, Row.PROGRESS, share)
