@@ -30,7 +30,9 @@ def missing(index: Index, quotes: Quotes, now: float, numbers: int) -> list[tupl
         fleet.ordered_until = now + PATIENCE
         if best is not None:
             device = best.candidate.site.device
-            order = Order(numbers + len(orders), "load", device.info.id, fleet.model)
+            # It is to stay: with its own keep_alive it would go and be loaded again in turns.
+            stay = {"keep_alive": None}
+            order = Order(numbers + len(orders), "load", device.info.id, fleet.model, stay)
             orders.append((device.node.id, order))
     return orders
 

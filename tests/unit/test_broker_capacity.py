@@ -186,6 +186,7 @@ def test_neither_does_the_last_of_the_least() -> None:
 
 def orders(commands: list[Command]) -> list[tuple[str, str, str]]:
     found = [(to, message) for to, message in commands if isinstance(message, Order)]
+    assert all(message.options == {"keep_alive": None} for _, message in found)
     return [(to, message.device, message.model) for to, message in found]
 
 
