@@ -6,7 +6,7 @@ with Blip() as blip:
 
 from __future__ import annotations
 
-from blip.client.aio import DEFAULT_URL, AsyncBlip, Messages, Progress
+from blip.client.aio import AsyncBlip
 from blip.client.answers import (
     EchoAnswer,
     EmbeddingAnswer,
@@ -17,8 +17,11 @@ from blip.client.answers import (
     Picture,
     TextAnswer,
 )
+from blip.client.connection import DEFAULT_URL
+from blip.client.operations import Progress
 from blip.client.stream import TextStream
 from blip.client.sync import Blip, SyncTextStream
+from blip.client.text import Messages
 
 __all__ = [
     "DEFAULT_URL",

@@ -14,7 +14,7 @@ from blip.client.sse import Events
 from blip.errors import BlipError, NodeLost
 
 if TYPE_CHECKING:
-    from blip.client.aio import AsyncBlip
+    from blip.client.connection import Connection
 
 #: Seconds to wait for a TCP connection. The gateway is on this machine or in this network; one
 #: that needs longer is not there.
@@ -29,7 +29,7 @@ class EventReader:
 
     def __init__(
         self,
-        client: AsyncBlip,
+        client: Connection,
         path: str,
         body: Mapping[str, Any],
         headers: Mapping[str, str] | None = None,
@@ -106,7 +106,7 @@ class TextStream:
     """
 
     def __init__(
-        self, client: AsyncBlip, path: str, body: dict[str, Any], headers: Mapping[str, str]
+        self, client: Connection, path: str, body: dict[str, Any], headers: Mapping[str, str]
     ) -> None:
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
         self._reader = EventReader(client, path, body, headers)

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from blip.client.aio import AsyncBlip, Messages
+from blip.client.aio import AsyncBlip
 from blip.client.answers import (
     EchoAnswer,
     EmbeddingAnswer,
@@ -18,6 +18,7 @@ from blip.client.answers import (
     TextAnswer,
 )
 from blip.client.stream import TextStream
+from blip.client.text import Messages
 
 T = TypeVar("T")
 

@@ -59,7 +59,22 @@ def render(api: Api, origin: str) -> str:
     )
 
 
-_TAGS = ("text", "images", "anthropic", "ollama", "bitinglip", "mesh", "health", "about")
+_TAGS = (
+    "text",
+    "images",
+    "audio",
+    "vision",
+    "video",
+    "pipelines",
+    "safety",
+    "kinds",
+    "anthropic",
+    "ollama",
+    "bitinglip",
+    "mesh",
+    "health",
+    "about",
+)
 
 
 def _section(

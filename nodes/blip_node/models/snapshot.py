@@ -9,6 +9,7 @@ from typing import Any
 
 from blip.errors import ConfigError, ModelLoadFailed
 from blip_node.models import gguf, hub, package, pipeline, weights
+from blip_node.models.abilities import OFFSET_POSITIONS, abilities, served
 from blip_node.models.files import positive, read_object
 from blip_node.models.spec import (
     Builtin,
@@ -29,30 +30,6 @@ _CONTEXT_KEYS = (
     "seq_length",
     "n_ctx",
 )
-
-#: Encoders that number positions from ``pad_token_id + 1``: fairseq's habit.
-_OFFSET_POSITIONS = frozenset(
-    {"camembert", "longformer", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl", "xmod"}
-)
-
-#: Encoders of text whose architecture is called ``XModel``, as it would be in vision and audio.
-TEXT_ENCODERS = _OFFSET_POSITIONS | {
-    "albert",
-    "bert",
-    "convbert",
-    "deberta",
-    "deberta-v2",
-    "distilbert",
-    "electra",
-    "ernie",
-    "eurobert",
-    "mobilebert",
-    "modernbert",
-    "nomic_bert",
-    "rembert",
-    "roformer",
-    "squeezebert",
-}
 
 #: What a text model is taken to stand when it does not say: recurrent and ALiBi models have no
 #: hard limit and were mostly trained on this.
@@ -182,7 +159,7 @@ def context_of(config: Mapping[str, Any]) -> int | None:
     """Return the longest sequence, in tokens, that a configuration allows; None if it is silent."""
     config = text_config(config)
     length = next((n for n in (positive(config.get(key)) for key in _CONTEXT_KEYS) if n), None)
-    if length is not None and config.get("model_type") in _OFFSET_POSITIONS:
+    if length is not None and config.get("model_type") in OFFSET_POSITIONS:
         length -= (config.get("pad_token_id") or 0) + 1
     return length
 
@@ -237,12 +214,10 @@ def _describe(spec: ModelSpec, folder: Path) -> Description:
     model_type = str(config.get("model_type", ""))
     if (folder / "modules.json").is_file():
         able: tuple[str, ...] = ("embedding",)
-    elif architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        able = ("chat", "completion") if has_chat_template(folder) else ("completion",)
-    elif architecture.endswith("ForMaskedLM") or model_type in TEXT_ENCODERS:
-        able = ("embedding",)
     else:
-        able = ()
+        able = abilities(architecture, model_type)
+    if "completion" in able and not has_chat_template(folder):
+        able = tuple(kind for kind in able if kind != "chat")
     embeds = able == ("embedding",)
     limit = sequence_limit(folder, config) if embeds else context_of(config)
     return Description(
@@ -295,8 +270,7 @@ def _kinds(spec: ModelSpec, able: tuple[str, ...], architecture: str) -> tuple[s
     if not able:
         raise ModelLoadFailed(
             f"blip has no runtime for the architecture {architecture}",
-            hint="It runs causal language models (chat, completion), text encoders (embedding) and "
-            "diffusers pipelines (image).",
+            hint=f"It runs {served()} and diffusers pipelines (image).",
         )
     if spec.kinds is None:
         return able

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import inspect
 import random
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,14 @@ import torch
 from PIL import Image
 
 import blip
-from blip.errors import InvalidRequest, UnsupportedField, WorkerCrashed
+from blip.errors import InvalidRequest, UnsupportedField
 from blip.kinds.image import IMAGE, ImageInput
 from blip_node.models.pipeline import native_side
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
 from blip_node.runtimes.diffusion import pictures, prompts, schedulers
 from blip_node.runtimes.diffusion.loading import load_pipeline
 from blip_node.runtimes.diffusion.steps import Watch
-from blip_node.runtimes.loading import failure
+from blip_node.runtimes.lane import Lane
 
 #: Sides of pictures are multiples of this at least: a denoiser halves its latents several times.
 _GRAIN = 8
@@ -48,45 +46,28 @@ class Engine:
 
     def __init__(self, spec: LoadSpec, report: Callable[[float], None]) -> None:
         self._model = spec.model
-        # all that a device is asked comes from one thread: some of it is bound to its thread
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="blip-paint")
-        try:
-            self._pipe = self._thread.submit(load_pipeline, spec, report).result()
-        except Exception:
-            self._thread.shutdown()
-            raise
+        self._lane = Lane("blip-paint")
+        self._pipe = self._lane.first(lambda: load_pipeline(spec, report))
         self._side = native_side(Path(spec.path))
         self._grain = _grain(self._pipe)
         self._derived: dict[str, Any] = {}
-        self._closed = False
         report(1.0)
 
     async def run(self, job: Job) -> Outcome:
         """Paint one job; see :meth:`blip_node.runtimes.image.ImageRuntime.run`."""
-        try:
-            future = self._thread.submit(self._paint, job)
-        except RuntimeError:  # the executor was shut down
-            raise WorkerCrashed("the model was unloaded during this task") from None
-        return await asyncio.wrap_future(future)
+        return await self._lane.run(job, self._paint)
 
     def close(self) -> None:
         """Stop after the current step, and the thread with it."""
-        self._closed = True
-        self._thread.shutdown(wait=True)
+        self._lane.close()
 
     # --- on the thread ----------------------------------------------------------------------
 
     def _paint(self, job: Job) -> Outcome:
-        try:
-            return self._painted(job)
-        except Exception as error:
-            raise failure(error) from error
-
-    def _painted(self, job: Job) -> Outcome:
         wishes: ImageInput = job.input
         base = self._pipeline(wishes)
         canvas = self._canvas(wishes)
-        watch = Watch(job, canvas.size, lambda: self._closed)
+        watch = Watch(job, canvas.size, self._lane)
         watch.look()
         pipe = copy.copy(base)
         pipe.scheduler = schedulers.fresh(self._pipe.scheduler, wishes.scheduler)

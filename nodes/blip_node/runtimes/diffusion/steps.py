@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from PIL import Image
 
-from blip.errors import Cancelled, WorkerCrashed
 from blip.kinds.image import ImageInput, Step, step_to_wire
 from blip_node.runtimes.base import Job
 from blip_node.runtimes.diffusion.pictures import encode, to_picture
+from blip_node.runtimes.lane import Lane
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +27,14 @@ class Watch:
     """Is called after every step of one task.
 
     Raising is how a pipeline is stopped: it works with all of them, and leaves them usable.
-    ``stopping`` says that the model is being unloaded.
+    ``lane`` knows whether the model is being unloaded.
     """
 
-    def __init__(self, job: Job, size: tuple[int, int], stopping: Callable[[], bool]) -> None:
+    def __init__(self, job: Job, size: tuple[int, int], lane: Lane) -> None:
         self._job = job
         self._wishes: ImageInput = job.input
         self._size = size
-        self._stopping = stopping
+        self._lane = lane
         self._points: frozenset[int] | None = None
         #: Steps that were done.
         self.done = 0
@@ -53,10 +53,7 @@ class Watch:
 
     def look(self) -> None:
         """Raise :class:`~blip.errors.Cancelled` or ``WorkerCrashed`` if this need not go on."""
-        if self._job.cancelled:
-            raise Cancelled("the client went away")
-        if self._stopping():
-            raise WorkerCrashed("the model was unloaded during this task")
+        self._lane.look(self._job)
 
     def _after_step(self, pipe: Any, index: int, time: Any, tensors: Any) -> Any:
         self._note(pipe, index, tensors.get("latents"))
