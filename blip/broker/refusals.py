@@ -161,7 +161,8 @@ def _larger_than_all(
     """Say what the model needs, what there is, and which quantisation would fit."""
     total, parameters = largest.info.memory_total, candidate.site.model.parameters
     details: dict[str, object] = {"need": need, "largest": total}
-    hint = "Offer a smaller or quantised variant of it, or add a larger device."
+    hint = "Offer a smaller variant of it, set its 'quantization' or 'offload' to auto where that "
+    "is off, or add a larger device."
     if parameters:
         # Beside the weights stays what it needs now: cache, activations, context.
         beside = max(0, need - candidate.site.model.load_bytes)
@@ -169,7 +170,8 @@ def _larger_than_all(
         details["quantised"] = {f"{bits}-bit": size for bits, size in sizes.items()}
         fits = [f"{bits} bits ({_size(size)})" for bits, size in sizes.items() if size < total]
         hint = (
-            f"Quantised to {fits[0]} it would fit; or add a larger device."
+            f"Quantised to {fits[0]} it would fit: set its 'quantization' to auto where it is "
+            "configured; or add a larger device."
             if fits
             else f"Not even 4 bits a weight ({_size(sizes[4])}) would fit: add a larger device."
         )

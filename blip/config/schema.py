@@ -375,6 +375,29 @@ class ModelConfig(Section):
         "needed.",
     )
     pin: bool = Field(default=False, description="Never unload it to make room for others.")
+    quantization: Literal["none", "auto", "int8", "int4"] = Field(
+        default="none",
+        description="Fewer bits a weight, made when it is loaded: int8 needs torchao or "
+        "bitsandbytes, int4 (NF4) bitsandbytes and a GPU. auto: as much as it takes to fit.",
+    )
+    offload: Literal["auto", "none", "model", "group"] = Field(
+        default="auto",
+        description="Of pipelines: keep in the machine's memory what is not needed at the moment, "
+        "by components (model) or blocks (group). auto: only where it would not fit otherwise.",
+    )
+    vae_tiling: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Of pipelines: decode large pictures in tiles. auto: where memory is short.",
+    )
+    attention_slicing: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Of pipelines: compute attention in slices. auto: where memory is short.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Of pipelines: compile the denoiser with torch.compile; the first picture of "
+        "each size takes minutes.",
+    )
     min_replicas: int = Field(
         default=0, ge=0, description="Replicas that the mesh keeps loaded at all times."
     )

@@ -38,7 +38,7 @@ from blip.protocol.messages import (
 )
 from blip.transport.host import host_id
 from blip.transport.links import Dialer, Listener, Peer
-from blip_node.admission import decide
+from blip_node.admission import HEADROOM_BYTES, decide
 from blip_node.adverts import advert
 from blip_node.capacity import Monitor, Provider, Reading
 from blip_node.catalogue import Catalogue
@@ -285,8 +285,18 @@ class Agent:
         self._monitor.own_pids = self._own_pids()
         self._capacity = self._monitor.capacity()
         if not self._closing:
+            self._settle()
             self._warden.step(self._capacity)
             self._orders.tick(self._now())
+
+    def _settle(self) -> None:
+        """Let the catalogue know the largest device: what is open about its models is settled."""
+        infos = [reading.info for reading in self._capacity.readings]
+        if infos:
+            largest = max(infos, key=lambda info: info.memory_total or 0)
+            total = largest.memory_total
+            room = None if total is None else max(0, total - HEADROOM_BYTES)
+            self._catalogue.settle(room, gpu=largest.gpu)
 
     def advertise(self) -> None:
         """Advertise at once; see :class:`blip_node.warden.Host`."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib.util
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from blip.errors import BlipError, ModelNotFound
 from blip.protocol import messages
 from blip_node.footprints import Footprints
 from blip_node.gauge import CONTEXT_BYTES
+from blip_node.models.means import LIBRARIES, Ground, Means, settle
 from blip_node.models.snapshot import Description, describe
 from blip_node.models.spec import Fileless, ModelSpec, parse_source
 from blip_node.runtimes.decoding.capacity import cache_tokens
@@ -38,7 +42,10 @@ class Entry:
     def __init__(
         self, spec: ModelSpec, description: Description, footprints: Footprints | None = None
     ) -> None:
-        self.spec = spec
+        self._configured = spec
+        #: As it is loaded here: nothing about how it is made to fit is left open.
+        self.spec = replace(spec, means=spec.means.plain())
+        self._ground = Ground(None, False)
         self._footprints = footprints or Footprints()
         self.description = description
         self.kinds = description.kinds
@@ -49,7 +56,23 @@ class Entry:
 
     def load_bytes(self, *, gpu: bool) -> int:
         """Bytes of the weights on a device of that sort."""
-        return self.description.load_bytes(self.spec.dtype, "cuda" if gpu else "cpu")
+        return self.description.load_bytes(self.spec.dtype, _device(gpu), self.spec.means)
+
+    def settle(self, ground: Ground) -> None:
+        """Choose how it is made to fit, by what is known of this node's devices and of itself."""
+        self._ground = ground
+        if self.weightless or not self.description.on_disk:
+            return
+
+        def need(means: Means) -> int:
+            spec = replace(self._configured, means=means)
+            known = self._footprints.expected(spec, self.slots, gpu=ground.gpu)
+            return self._estimate(means, gpu=ground.gpu) if known is None else known
+
+        means = settle(self._configured.means, ground, need, pipeline=self.description.pipeline)
+        if means != self.spec.means:
+            log.info("model '%s' is loaded with %s", self.spec.name, means)
+            self.spec = replace(self._configured, means=means)
 
     @property
     def weightless(self) -> bool:
@@ -61,7 +84,7 @@ class Entry:
         if self.weightless:
             return 0
         known = self._footprints.expected(self.spec, self.slots, gpu=gpu)
-        return self._estimate(gpu=gpu) if known is None else known
+        return self._estimate(self.spec.means, gpu=gpu) if known is None else known
 
     def measured(self, size: int, *, gpu: bool) -> None:
         """A replica took ``size`` bytes at its peak so far."""
@@ -76,22 +99,23 @@ class Entry:
     def outgrown(self, had: int, *, gpu: bool) -> int:
         """Memory ran out where ``had`` bytes were free; return what it is believed to need now."""
         thought = self.memory(gpu=gpu)
-        return self._footprints.outgrown(self.spec, self.slots, thought, had, gpu=gpu)
+        need = self._footprints.outgrown(self.spec, self.slots, thought, had, gpu=gpu)
+        self.settle(self._ground)
+        return need
 
-    def _estimate(self, *, gpu: bool) -> int:
+    def _estimate(self, means: Means, *, gpu: bool) -> int:
         """What headers and configuration say, 0 if they are not here yet."""
         if not self.description.on_disk:
             return 0
         cache = 0
         if "chat" in self.kinds or "completion" in self.kinds:
             tokens = cache_tokens(self.slots, self.description.context)
-            device = "cuda" if gpu else "cpu"
-            cache = self.description.cache_bytes(tokens, self.spec.dtype, device)
+            cache = self.description.cache_bytes(tokens, self.spec.dtype, _device(gpu))
         if "image" in self.kinds:  # one task at a time, whatever the slots
-            device = "cuda" if gpu else "cpu"
-            cache = self.description.activation_bytes(self.spec.dtype, device)
+            cache = self.description.activation_bytes(self.spec.dtype, _device(gpu), means)
         base = CONTEXT_BYTES if gpu else CPU_BYTES
-        return int(self.load_bytes(gpu=gpu) * (1 + OVERHEAD)) + cache + base
+        weights = self.description.load_bytes(self.spec.dtype, _device(gpu), means)
+        return int(weights * (1 + OVERHEAD)) + cache + base
 
     def broken(self, error: BlipError, now: float) -> None:
         """Remember why it could not be loaded: it is told once, not found out once a request."""
@@ -116,12 +140,24 @@ class Entry:
         )
 
 
+@functools.cache
+def _libraries() -> frozenset[str]:
+    """Return which libraries that quantise are installed, without importing them."""
+    names = {name for several in LIBRARIES.values() for name in several}
+    return frozenset(name for name in names if importlib.util.find_spec(name) is not None)
+
+
+def _device(gpu: bool) -> str:
+    return "cuda" if gpu else "cpu"
+
+
 class Catalogue:
     """The models of this node by name, and what they were measured to take."""
 
     def __init__(self, footprints: Footprints | None = None) -> None:
         self.footprints = footprints or Footprints()
         self._entries: dict[str, Entry] = {}
+        self._ground = Ground(None, False)
         #: Models that cannot be offered as they are, and why.
         self.rejected: dict[str, BlipError] = {}
 
@@ -175,9 +211,18 @@ class Catalogue:
                 self.rejected[spec.name] = error
                 continue
             if description.kinds:
-                self._entries[spec.name] = Entry(spec, description, self.footprints)
+                entry = self._entries[spec.name] = Entry(spec, description, self.footprints)
+                entry.settle(self._ground)
             else:
                 log.warning("model '%s' is not on disk and has no configured kinds", spec.name)
+
+    def settle(self, room: int | None, *, gpu: bool) -> None:
+        """Take note of the largest device, in bytes, and settle how models are made to fit it."""
+        found = Ground(room, gpu, _libraries())
+        if found != self._ground:
+            self._ground = found
+            for entry in self:
+                entry.settle(found)
 
     def withdraw(self, name: str, error: BlipError | None = None) -> None:
         """Offer a model no more; with an ``error`` it stays listed, with that as the reason."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from blip_node.models.means import PLAIN
 from blip_node.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,12 @@ class Footprints:
 def _key(spec: ModelSpec, slots: int, gpu: bool) -> str:
     """Everything that moves the memory of a model, and the sort of device: a GPU has a context."""
     device = "gpu" if gpu else "cpu"
-    return json.dumps([spec.source, spec.dtype, slots, spec.context, device])
+    means = spec.means.plain()
+    # means that are not used stay out, so that what older versions measured is still known
+    how = [getattr(means, name) for name in PLAIN]
+    if how == list(PLAIN.values()):
+        how = []
+    return json.dumps([spec.source, spec.dtype, slots, spec.context, device, *how])
 
 
 def _read(path: Path) -> dict[str, int]:

@@ -37,6 +37,7 @@ from blip_node.cordons import Cordons
 from blip_node.footprints import Footprints
 from blip_node.measurements import Store as BenchmarkStore
 from blip_node.models.find import found
+from blip_node.models.means import Means
 from blip_node.models.spec import ModelSpec, Upstream, parse_source
 from blip_node.replicas import Place
 from blip_node.supervisor import kill_forkserver
@@ -171,6 +172,13 @@ def _models(config: Config) -> list[ModelSpec]:
             model.pin,
             model.min_replicas,
             model.max_replicas,
+            means=Means(
+                model.quantization,
+                model.offload,
+                model.vae_tiling,
+                model.attention_slicing,
+                model.compile,
+            ),
         )
         for name, model in config.models.items()
     ]

@@ -220,6 +220,7 @@ class Worker:
             speed=todo.speed,
             engine=todo.model.engine,
             remote=source.model if isinstance(source, Upstream) else "",
+            means=todo.model.means.plain(),
         )
         runtime = runtime_for(todo.kinds, upstream=isinstance(source, Upstream))()
         # without a model there is nothing to watch, and no need of torch

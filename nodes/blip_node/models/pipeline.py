@@ -46,12 +46,15 @@ TEXT_TO_IMAGE = frozenset(
 )
 
 #: Components that do the denoising; one of them says the size that the model was made for.
-_DENOISERS = ("unet", "transformer")
+DENOISERS = ("unet", "transformer")
 
 _LIBRARIES = ("diffusers", "transformers")
 
 #: Side in pixels of the pictures of models that do not say theirs: what current ones are made for.
 DEFAULT_SIDE = 1024
+
+#: Side in pixels of the tiles that diffusers' decoders work in unless told otherwise.
+TILE_SIDE = 512
 
 #: Tensors of the widest layer that live at the same time while a decoder paints at full size: its
 #: input, its output, and one between the two.
@@ -83,17 +86,26 @@ def shards(folder: Path) -> list[Path]:
 
     Raises :class:`~blip.errors.ModelLoadFailed` saying which component lacks what.
     """
-    files: list[Path] = []
+    return [file for files in _component_shards(folder).values() for file in files]
+
+
+def component_counts(folder: Path) -> dict[str, dict[str, int]]:
+    """Return the elements of each component by dtype. Raises as :func:`shards` does."""
+    return {name: weights.total_counts(files) for name, files in _component_shards(folder).items()}
+
+
+def _component_shards(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
     for name, (library, _) in sorted(_components(folder).items()):
         if not (folder / name / "config.json").is_file():
             continue  # tokenizers, schedulers and image processors have no weights
         stem = "model" if library == "transformers" else "diffusion_pytorch_model"
         if library not in _LIBRARIES and any((folder / name).glob("model.*")):
             stem = "model"  # safety checkers are of a pipeline's module, and of transformers' sort
-        files += weights.shards(folder / name, stem)
-    if not files:
+        found[name] = weights.shards(folder / name, stem)
+    if not found:
         raise ModelLoadFailed(f"{folder / INDEX} names no component with weights")
-    return files
+    return found
 
 
 def _components(folder: Path) -> dict[str, tuple[str, str]]:
@@ -108,7 +120,7 @@ def _components(folder: Path) -> dict[str, tuple[str, str]]:
 
 def native_side(folder: Path) -> int:
     """Return the side in pixels of the square pictures that the model was made for."""
-    for name in _DENOISERS:
+    for name in DENOISERS:
         config = read_object(folder / name / "config.json", missing_ok=True)
         size = config.get("sample_size")
         cells = positive(size[0] if isinstance(size, list) and size else size)
@@ -137,6 +149,11 @@ def activation_elements(folder: Path) -> int:
     widths = blocks[:2] if isinstance(blocks, list) else []
     width = max((n for n in map(positive, widths) if n), default=256)
     return native_side(folder) ** 2 * width * _LIVE_TENSORS
+
+
+def tile_share(folder: Path) -> float:
+    """Return what of :func:`activation_elements` is left when the decoder works in tiles."""
+    return min(1.0, (TILE_SIDE / native_side(folder)) ** 2)
 
 
 def _decoder(folder: Path) -> dict[str, Any]:

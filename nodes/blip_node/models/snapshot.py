@@ -11,6 +11,7 @@ from blip.errors import ConfigError, ModelLoadFailed
 from blip_node.models import gguf, hub, package, pipeline, weights
 from blip_node.models.abilities import OFFSET_POSITIONS, abilities, served
 from blip_node.models.files import positive, read_object
+from blip_node.models.means import BITS, GROUP_SHARE, OF_PIPELINES, PLAIN, Means
 from blip_node.models.spec import (
     Builtin,
     Hub,
@@ -60,6 +61,11 @@ class Description:
     dimensions: int | None = None
     cache_elements: int = 0
     activations: int = 0
+    #: Of a pipeline: the largest component's share of the weights, and what of ``activations`` is
+    #: left when its decoder works in tiles.
+    largest_share: float = 1.0
+    tile_share: float = 1.0
+    pipeline: bool = False
     #: Whether :func:`~blip_node.models.prepare.prepare` has to convert it first.
     convert: bool = False
 
@@ -73,18 +79,32 @@ class Description:
         """Bytes of the weights as stored (of a GGUF: as they will be stored once converted)."""
         return weights.stored_bytes(self.counts)
 
-    def load_bytes(self, dtype: str = "auto", device: str = "cuda") -> int:
-        """Return the bytes that the weights take on a device in a dtype."""
-        return weights.loaded_bytes(self.counts, self._dtype(dtype, device))
+    def load_bytes(
+        self, dtype: str = "auto", device: str = "cuda", means: Means | None = None
+    ) -> int:
+        """Return the bytes that the weights take on a device in a dtype, by settled ``means``."""
+        size = weights.loaded_bytes(self.counts, self._dtype(dtype, device))
+        if means is None:
+            return size
+        if means.quantization != "none":
+            size = min(size, self.parameters * BITS[means.quantization] // 8)
+        if means.offload != "none":
+            share = self.largest_share * (GROUP_SHARE if means.offload == "group" else 1.0)
+            size = round(size * share)
+        return size
 
     def cache_bytes(self, tokens: int, dtype: str = "auto", device: str = "cuda") -> int:
         """Return the bytes of a key-value cache of that many tokens."""
         per_element = weights.loaded_bytes({"F32": 1}, self._dtype(dtype, device))
         return tokens * self.cache_elements * per_element
 
-    def activation_bytes(self, dtype: str = "auto", device: str = "cuda") -> int:
+    def activation_bytes(
+        self, dtype: str = "auto", device: str = "cuda", means: Means | None = None
+    ) -> int:
         """Return the bytes that a task of this model takes beside the weights."""
-        return weights.loaded_bytes({"F32": self.activations}, self._dtype(dtype, device))
+        tiled = means is not None and means.vae_tiling == "on"
+        elements = round(self.activations * self.tile_share) if tiled else self.activations
+        return weights.loaded_bytes({"F32": elements}, self._dtype(dtype, device))
 
     def _dtype(self, dtype: str, device: str) -> str:
         return weights.load_dtype(dtype, weights.main_dtype(self.counts), device)
@@ -193,20 +213,26 @@ def has_chat_template(folder: Path) -> bool:
 
 def _describe_pipeline(spec: ModelSpec, folder: Path) -> Description:
     architecture = pipeline.class_name(folder)
+    counts = pipeline.component_counts(folder)
+    sizes = [weights.stored_bytes(each) for each in counts.values()]
     return Description(
         spec.name,
         spec.source,
         _kinds(spec, ("image",), architecture),
         path=str(folder),
         architecture=architecture,
-        counts=weights.total_counts(pipeline.shards(folder)),
+        counts=weights.summed(counts.values()),
         activations=pipeline.activation_elements(folder),
+        largest_share=max(sizes) / max(1, sum(sizes)),
+        tile_share=pipeline.tile_share(folder),
+        pipeline=True,
     )
 
 
 def _describe(spec: ModelSpec, folder: Path) -> Description:
     if pipeline.is_pipeline(folder):
         return _describe_pipeline(spec, folder)
+    _check_means(spec)
     config = read_object(folder / "config.json")
     counts = weights.total_counts(weights.shards(folder))
     names = config.get("architectures")
@@ -233,7 +259,22 @@ def _describe(spec: ModelSpec, folder: Path) -> Description:
     )
 
 
+def _check_means(spec: ModelSpec) -> None:
+    """Raise :class:`~blip.errors.ConfigError` for means that only pipelines know."""
+    asked = [
+        name for name in OF_PIPELINES if getattr(spec.means, name) not in ("auto", PLAIN[name])
+    ]
+    asked += ["compile"] if spec.means.compile else []
+    if asked:
+        raise ConfigError(
+            f"model '{spec.name}': {asked[0]} is for pipelines of diffusers, and this is none",
+            hint="Leave it out; 'quantization' makes models of every sort smaller.",
+            param=asked[0],
+        )
+
+
 def _describe_gguf(spec: ModelSpec, path: Path) -> Description:
+    _check_means(spec)
     header = gguf.read_header(path)
     if (positive(header.metadata.get("split.count")) or 1) > 1:
         raise ModelLoadFailed(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blip.errors import ConfigError
 from blip.kinds import KINDS
+from blip_node.models.means import AUTO, CHOICES, Means
 from blip_node.upstreams.engine import Engine
 
 #: What ``dtype`` may be; ``auto`` is explained at :func:`blip_node.models.weights.load_dtype`.
@@ -78,8 +79,8 @@ class ModelSpec:
     a replica runs at once (None: the node decides), ``context`` its window in tokens (None: the
     model's own), ``threads`` torch's CPU threads (None: torch decides), ``keep_alive`` the seconds
     without work until it is unloaded (None: when its room is needed), ``pin`` whether it stays
-    even then, ``min_replicas`` and ``max_replicas`` what the whole mesh should load. ``engine`` is
-    who answers for an upstream's model.
+    even then, ``min_replicas`` and ``max_replicas`` what the whole mesh should load, ``means``
+    how it is made to fit. ``engine`` is who answers for an upstream's model.
 
     Raises :class:`~blip.errors.ConfigError` naming the field.
     """
@@ -96,6 +97,7 @@ class ModelSpec:
     min_replicas: int = 0
     max_replicas: int | None = None
     engine: Engine | None = None
+    means: Means = AUTO
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > MAX_NAME or re.search(r"[\s\x00-\x1f]", self.name):
@@ -109,6 +111,14 @@ class ModelSpec:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise self._wrong(field, "at least 1")
+        for field, allowed in CHOICES.items():
+            given = getattr(self.means, field)
+            if given not in allowed:
+                raise ConfigError(
+                    f"model '{self.name}': {field} must be one of {', '.join(allowed)}, "
+                    f"got {given!r}",
+                    param=field,
+                )
         if self.kinds is not None and (not self.kinds or not set(self.kinds) <= set(KINDS)):
             raise self._wrong("kinds", f"some of {', '.join(KINDS)}")
         parse_source(self.source, self.name)

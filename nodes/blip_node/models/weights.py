@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,14 @@ def _tensor(path: Path, name: str, tensor: Any) -> tuple[str, int, int]:
 
 def total_counts(files: list[Path]) -> dict[str, int]:
     """Return :func:`element_counts` over all shards of a model."""
+    return summed(map(element_counts, files))
+
+
+def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return the elements of several files or components together."""
     total: Counter[str] = Counter()
-    for file in files:
-        total.update(element_counts(file))
+    for each in counts:
+        total.update(each)
     return dict(total)
 
 

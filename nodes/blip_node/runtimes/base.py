@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from blip.kinds import Kind
+from blip_node.models.means import SETTLED, Means
 from blip_node.upstreams.engine import Engine
 
 
@@ -71,6 +72,8 @@ class LoadSpec:
     #: For a model of an upstream: the engine that answers, and the model's id there.
     engine: Engine | None = None
     remote: str = ""
+    #: How it is made to fit; nothing in it is ``auto``.
+    means: Means = SETTLED
 
 
 class Runtime(Protocol):

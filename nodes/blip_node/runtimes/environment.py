@@ -13,6 +13,8 @@ WORKER_ENV: dict[str, str] = {
     # A worker loads what is on disk; a hub look-up that hangs must not hang a load.
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    # diffusers imports onnxruntime where it is installed, and that reports to its makers.
+    "ORT_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # Advice for people at a notebook; real failures are raised.
     "TRANSFORMERS_VERBOSITY": "error",

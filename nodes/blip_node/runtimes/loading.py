@@ -10,6 +10,7 @@ from typing import Any
 from blip.errors import BlipError, ModelLoadFailed, NoCapacity, RuntimeFailed, WorkerCrashed
 from blip_node.models import weights
 from blip_node.runtimes.base import LoadSpec
+from blip_node.runtimes.quantizing import quantizer
 
 #: Weights that a checkpoint may lack: heads that no runtime here uses.
 _UNUSED = ("pooler.",)
@@ -38,6 +39,8 @@ def load_pretrained(
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ModelLoadFailed("its tokenizer has no tokenizer.json form, which blip needs")
         report(0.1)
+        if spec.means.quantization != "none":
+            trusted["quantization_config"] = quantizer(spec)
         if not spec.device.startswith("cpu"):
             trusted["device_map"] = spec.device  # straight to the device, not through CPU memory
         model, info = getattr(transformers, auto_class).from_pretrained(

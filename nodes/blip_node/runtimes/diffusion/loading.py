@@ -10,6 +10,7 @@ from blip.errors import ModelLoadFailed
 from blip_node.models import pipeline, weights
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.loading import load_failure
+from blip_node.runtimes.quantizing import quantizer
 
 
 def load_pipeline(spec: LoadSpec, report: Callable[[float], None]) -> Any:
@@ -32,6 +33,8 @@ def load_pipeline(spec: LoadSpec, report: Callable[[float], None]) -> Any:
     try:
         if pipeline.wants_no_checker(folder):
             options["safety_checker"] = None
+        if spec.means.quantization != "none":
+            options["quantization_config"] = _quantization(spec, folder)
         stored = weights.main_dtype(weights.total_counts(pipeline.shards(folder)))
         report(0.1)
         pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
@@ -43,11 +46,64 @@ def load_pipeline(spec: LoadSpec, report: Callable[[float], None]) -> Any:
             **options,
         )
         report(0.7)
-        pipe.to(spec.device)
+        _place(pipe, spec)
     except Exception as error:
         raise load_failure(spec, error) from error
     if type(pipe).__name__ not in pipeline.TEXT_TO_IMAGE:
         raise ModelLoadFailed(f"model '{spec.model}': blip does not run {type(pipe).__name__}")
     pipe.set_progress_bar_config(disable=True)
+    _make_lean(pipe, spec)
     report(0.9)
     return pipe
+
+
+def _quantization(spec: LoadSpec, folder: Path) -> Any:
+    """Return how components are quantised: denoisers and encoders, whose weights are matrices."""
+    import diffusers
+
+    there = pipeline.component_counts(folder)
+    mapping = {
+        name: quantizer(spec, diffusers=not name.startswith("text_encoder"))
+        for name in there
+        if name in pipeline.DENOISERS or name.startswith("text_encoder")
+    }
+    return diffusers.PipelineQuantizationConfig(quant_mapping=mapping)
+
+
+def _place(pipe: Any, spec: LoadSpec) -> None:
+    """Put a pipeline on its device: all of it, or what is needed at the moment."""
+    import torch
+
+    gpu = not spec.device.startswith("cpu")
+    if spec.means.offload == "model" and gpu:
+        pipe.enable_model_cpu_offload(device=spec.device)
+    elif spec.means.offload == "group" and gpu:
+        pipe.enable_group_offload(
+            onload_device=torch.device(spec.device), offload_type="leaf_level", use_stream=True
+        )
+    elif spec.means.quantization == "none":
+        pipe.to(spec.device)
+    else:
+        # bitsandbytes has put what it made where it belongs, and forbids to move it
+        for component in pipe.components.values():
+            if isinstance(component, torch.nn.Module) and not _is_fixed(component):
+                component.to(spec.device)
+
+
+def _is_fixed(component: Any) -> bool:
+    return bool(getattr(component, "is_loaded_in_8bit", False)) or bool(
+        getattr(component, "is_loaded_in_4bit", False)
+    )
+
+
+def _make_lean(pipe: Any, spec: LoadSpec) -> None:
+    """Trade time for memory, or start-up time for speed, as the means say."""
+    means = spec.means
+    if means.vae_tiling == "on" and hasattr(pipe.vae, "enable_tiling"):
+        pipe.vae.enable_tiling()
+    if means.attention_slicing == "on":
+        pipe.enable_attention_slicing()
+    if means.compile:
+        for name in pipeline.DENOISERS:
+            if getattr(pipe, name, None) is not None:
+                getattr(pipe, name).compile(dynamic=True)
