@@ -375,6 +375,11 @@ class ModelConfig(Section):
         "needed.",
     )
     pin: bool = Field(default=False, description="Never unload it to make room for others.")
+    runtime: Literal["transformers", "llama.cpp"] = Field(
+        default="transformers",
+        description="Who computes it. llama.cpp takes .gguf files as they are, quantised, and "
+        "needs the extra `llama`; transformers converts them once.",
+    )
     quantization: Literal["none", "auto", "int8", "int4"] = Field(
         default="none",
         description="Fewer bits a weight, made when it is loaded: int8 needs torchao or "

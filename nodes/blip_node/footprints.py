@@ -138,6 +138,8 @@ def _key(spec: ModelSpec, slots: int, gpu: bool) -> str:
     how = [getattr(means, name) for name in PLAIN]
     if how == list(PLAIN.values()):
         how = []
+    if spec.runtime != "transformers":
+        how.append(spec.runtime)
     return json.dumps([spec.source, spec.dtype, slots, spec.context, device, *how])
 
 

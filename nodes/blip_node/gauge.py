@@ -22,9 +22,11 @@ class Gauge:
     has less of beyond that. On a CPU: the growth of the resident memory, for the pages that the
     process was forked with belong to all workers. It is sampled and not taken from the kernel's
     high-water mark: while a file is read, that counts its pages beside the weights made of them.
+    Without an ``allocator`` of torch's, a GPU's reading is what the device has less of.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, allocator: bool = True) -> None:
+        self._allocator = allocator
         self._cpu = device.startswith("cpu")
         self._device = device
         self._process = psutil.Process()
@@ -45,6 +47,10 @@ class Gauge:
         return int(self._process.memory_info().rss)
 
     def _reserved(self) -> int:
+        if not self._allocator:
+            now = _device_used()
+            known = self._before is not None and now is not None
+            return max(0, now - self._before) if known else 0  # type: ignore[operator]
         import torch
 
         if self._context is None:

@@ -179,6 +179,7 @@ def _models(config: Config) -> list[ModelSpec]:
                 model.attention_slicing,
                 model.compile,
             ),
+            runtime=model.runtime,
         )
         for name, model in config.models.items()
     ]

@@ -34,6 +34,7 @@ from blip.protocol.credit import SendWindow
 from blip_node.arena import Arena
 from blip_node.gauge import Gauge
 from blip_node.models.prepare import prepare
+from blip_node.models.snapshot import locate
 from blip_node.models.spec import Fileless, ModelSpec, Upstream, parse_source
 from blip_node.pipe import Pipe, Row
 from blip_node.runtimes import runtime_for
@@ -209,9 +210,11 @@ class Worker:
                     download=todo.download,
                 )
             )
+        packed = todo.model.runtime == "llama.cpp"
         spec = LoadSpec(
             model=todo.model.name,
             path=path,
+            gguf=str(locate(todo.model)) if packed else "",
             device=todo.device,
             slots=todo.slots,
             dtype=todo.model.dtype,
@@ -224,7 +227,7 @@ class Worker:
         )
         runtime = runtime_for(todo.kinds, upstream=isinstance(source, Upstream))()
         # without a model there is nothing to watch, and no need of torch
-        gauge = Gauge(todo.device) if path else None
+        gauge = Gauge(todo.device, allocator=not packed) if path else None
         runtime.load(spec, lambda share: self._report(0.5 + share / 2))
         self._gauge = gauge
         return runtime, spec, gauge.read() if gauge is not None else 0

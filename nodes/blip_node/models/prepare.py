@@ -26,6 +26,9 @@ from blip_node.models.spec import Fileless, Hub, ModelSpec, parse_source
 _SAMPLE_BYTES = 64 * 1024
 _SAMPLES = 16
 
+#: The file that is written last of a tokenizer.
+TOKENIZER = "tokenizer.json"
+
 #: Room that is left on the disk beside a converted model, for tokenizer files and other people.
 _SPARE_BYTES = 64 * 1024 * 1024
 
@@ -41,7 +44,8 @@ def prepare(
     """Return a local folder that ``from_pretrained`` loads; blocking, so call it in a thread.
 
     A GGUF file is converted once to bfloat16 safetensors under ``data_dir/converted``, by a child
-    process; agents that want the same one wait for the first. A hub model is downloaded into
+    process; agents that want the same one wait for the first. For llama.cpp, which runs the file
+    itself, only its tokenizer is. A hub model is downloaded into
     ``cache`` if it is missing or unfinished and ``download`` allows it. ``report`` takes progress
     from 0 to 1.
 
@@ -61,7 +65,8 @@ def prepare(
             f"{spec.source.removeprefix('hf:').partition('@')[0]}",
         )
     if path.suffix == ".gguf":
-        path = _converted(path, data_dir / "converted", report)
+        only_tokenizer = spec.runtime == "llama.cpp"
+        path = _converted(path, data_dir / "converted", report, only_tokenizer=only_tokenizer)
     elif pipeline.is_pipeline(path):
         pipeline.shards(path)
     else:
@@ -91,17 +96,22 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _converted(path: Path, folder: Path, report: Callable[[float], None]) -> Path:
+def _converted(
+    path: Path, folder: Path, report: Callable[[float], None], *, only_tokenizer: bool
+) -> Path:
     """Return the converted form of a GGUF file, making it if this is the first time."""
     readable = re.sub(r"[^\w.-]+", "-", path.stem)[:80]
-    target = folder / f"{readable}-{fingerprint(path)}"
+    suffix = "-tokenizer" if only_tokenizer else ""
+    target = folder / f"{readable}-{fingerprint(path)}{suffix}"
+    last = (TOKENIZER,) if only_tokenizer else (weights.SINGLE, weights.INDEX)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / f".{target.name}.lock") as lock:
-        if (target / weights.SINGLE).is_file() or (target / weights.INDEX).is_file():
+        if any((target / name).is_file() for name in last):
             return target
         for leftover in folder.glob(f".{target.name}.tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        needed = weights.stored_bytes({CONVERTED_DTYPE: gguf.read_header(path).parameters})
+        parameters = 0 if only_tokenizer else gguf.read_header(path).parameters
+        needed = weights.stored_bytes({CONVERTED_DTYPE: parameters})
         free = shutil.disk_usage(folder).free
         if free < needed + _SPARE_BYTES:
             raise ModelLoadFailed(
@@ -110,7 +120,7 @@ def _converted(path: Path, folder: Path, report: Callable[[float], None]) -> Pat
             )
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=folder))
         try:
-            _convert(path, temporary, lock, report)
+            _convert(path, temporary, lock, report, ["--tokenizer"] if only_tokenizer else [])
             temporary.chmod(0o755)
             temporary.rename(target)
         finally:
@@ -126,12 +136,18 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _convert(path: Path, target: Path, lock: IO[bytes], report: Callable[[float], None]) -> None:
+def _convert(
+    path: Path,
+    target: Path,
+    lock: IO[bytes],
+    report: Callable[[float], None],
+    options: list[str],
+) -> None:
     """Run the conversion in a child: torch stays out of the agent, and so do its crashes.
 
     The child inherits the lock, so that it stays locked out even if the agent dies meanwhile.
     """
-    command = [sys.executable, "-m", "blip_node.models.convert", str(path), str(target)]
+    command = [sys.executable, "-m", "blip_node.models.convert", str(path), str(target), *options]
     with (
         tempfile.TemporaryFile() as complaints,
         subprocess.Popen(

@@ -66,6 +66,8 @@ class Description:
     largest_share: float = 1.0
     tile_share: float = 1.0
     pipeline: bool = False
+    #: Bytes of weights that are computed as they are stored: a GGUF file's, in llama.cpp.
+    packed: int = 0
     #: Whether :func:`~blip_node.models.prepare.prepare` has to convert it first.
     convert: bool = False
 
@@ -83,6 +85,8 @@ class Description:
         self, dtype: str = "auto", device: str = "cuda", means: Means | None = None
     ) -> int:
         """Return the bytes that the weights take on a device in a dtype, by settled ``means``."""
+        if self.packed:
+            return self.packed
         size = weights.loaded_bytes(self.counts, self._dtype(dtype, device))
         if means is None:
             return size
@@ -95,6 +99,7 @@ class Description:
 
     def cache_bytes(self, tokens: int, dtype: str = "auto", device: str = "cuda") -> int:
         """Return the bytes of a key-value cache of that many tokens."""
+        dtype = "float16" if self.packed else dtype  # llama.cpp's own choice
         per_element = weights.loaded_bytes({"F32": 1}, self._dtype(dtype, device))
         return tokens * self.cache_elements * per_element
 
@@ -125,6 +130,12 @@ def describe(spec: ModelSpec, cache: Path | None = None) -> Description:
     path = locate(spec, cache)
     if path is None:
         return Description(spec.name, spec.source, spec.kinds or (), on_disk=False)
+    if spec.runtime == "llama.cpp" and path.suffix != ".gguf":
+        raise ConfigError(
+            f"model '{spec.name}': llama.cpp runs .gguf files, and {spec.source} is none",
+            hint="Name a .gguf file, or leave 'runtime' out.",
+            param="runtime",
+        )
     try:
         found = _describe_gguf(spec, path) if path.suffix == ".gguf" else _describe(spec, path)
     except ModelLoadFailed as error:
@@ -293,6 +304,13 @@ def _describe_gguf(spec: ModelSpec, path: Path) -> Description:
         "hidden_size": header.of_model("embedding_length"),
     }
     own = positive(header.of_model("context_length"))
+    packed = spec.runtime == "llama.cpp"
+    if packed and spec.means.quantization not in ("none", "auto"):
+        raise ConfigError(
+            f"model '{spec.name}': a GGUF file that llama.cpp runs is quantised already",
+            hint="Leave 'quantization' out, and choose the file with the bits you want.",
+            param="quantization",
+        )
     return Description(
         spec.name,
         spec.source,
@@ -302,6 +320,7 @@ def _describe_gguf(spec: ModelSpec, path: Path) -> Description:
         counts={CONVERTED_DTYPE: header.parameters},
         context=fit_context(spec.context, own, spec.name),
         cache_elements=_cache_elements(shape),
+        packed=path.stat().st_size if packed else 0,
         convert=True,
     )
 

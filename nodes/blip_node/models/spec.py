@@ -14,6 +14,9 @@ from blip_node.upstreams.engine import Engine
 #: What ``dtype`` may be; ``auto`` is explained at :func:`blip_node.models.weights.load_dtype`.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+#: Who can compute a model of text.
+RUNTIMES = ("transformers", "llama.cpp")
+
 #: Long enough for any repository or path, short enough to print.
 MAX_NAME = 200
 
@@ -80,7 +83,8 @@ class ModelSpec:
     model's own), ``threads`` torch's CPU threads (None: torch decides), ``keep_alive`` the seconds
     without work until it is unloaded (None: when its room is needed), ``pin`` whether it stays
     even then, ``min_replicas`` and ``max_replicas`` what the whole mesh should load, ``means``
-    how it is made to fit. ``engine`` is who answers for an upstream's model.
+    how it is made to fit, ``runtime`` who computes it (one of :data:`RUNTIMES`). ``engine`` is who
+    answers for an upstream's model.
 
     Raises :class:`~blip.errors.ConfigError` naming the field.
     """
@@ -98,6 +102,7 @@ class ModelSpec:
     max_replicas: int | None = None
     engine: Engine | None = None
     means: Means = AUTO
+    runtime: str = "transformers"
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > MAX_NAME or re.search(r"[\s\x00-\x1f]", self.name):
@@ -107,6 +112,8 @@ class ModelSpec:
             )
         if self.dtype not in DTYPES:
             raise self._wrong("dtype", f"one of {', '.join(DTYPES)}")
+        if self.runtime not in RUNTIMES:
+            raise self._wrong("runtime", f"one of {', '.join(RUNTIMES)}")
         for field in ("slots", "context", "threads"):
             value = getattr(self, field)
             if value is not None and value < 1:

@@ -72,6 +72,8 @@ class LoadSpec:
     #: For a model of an upstream: the engine that answers, and the model's id there.
     engine: Engine | None = None
     remote: str = ""
+    #: For a GGUF file that llama.cpp runs: the file; ``path`` has its tokenizer then.
+    gguf: str = ""
     #: How it is made to fit; nothing in it is ``auto``.
     means: Means = SETTLED
 

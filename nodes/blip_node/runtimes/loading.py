@@ -35,9 +35,7 @@ def load_pretrained(
     trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         stored = weights.main_dtype(weights.total_counts(weights.shards(folder)))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **trusted)
-        if getattr(tokenizer, "backend_tokenizer", None) is None:
-            raise ModelLoadFailed("its tokenizer has no tokenizer.json form, which blip needs")
+        tokenizer = load_tokenizer(spec)
         report(0.1)
         if spec.means.quantization != "none":
             trusted["quantization_config"] = quantizer(spec)
@@ -61,6 +59,24 @@ def load_pretrained(
         )
     report(0.9)
     return model.eval(), tokenizer
+
+
+def load_tokenizer(spec: LoadSpec) -> Any:
+    """Load a snapshot's tokenizer.
+
+    Raises :class:`~blip.errors.ModelLoadFailed` if there is none that blip can use.
+    """
+    import transformers
+
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(
+            Path(spec.path), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise load_failure(spec, error) from error
+    if getattr(found, "backend_tokenizer", None) is None:
+        raise ModelLoadFailed("its tokenizer has no tokenizer.json form, which blip needs")
+    return found
 
 
 def load_failure(spec: LoadSpec, error: Exception) -> BlipError:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from blip.errors import ConfigError, ModelLoadFailed
 from blip.kinds.chat import ChatInput
@@ -16,8 +16,9 @@ from blip_node.models.snapshot import DEFAULT_CONTEXT, context_of, fit_context
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
 from blip_node.runtimes.chat import chat_prompt
 from blip_node.runtimes.completion import completion_prompt
+from blip_node.runtimes.decoding import llama
 from blip_node.runtimes.decoding.batched import Batched, Unfit
-from blip_node.runtimes.decoding.capacity import divide
+from blip_node.runtimes.decoding.capacity import cache_tokens, divide
 from blip_node.runtimes.decoding.detokenizer import Detokenizer
 from blip_node.runtimes.decoding.loop import Loop
 from blip_node.runtimes.decoding.prompt import Prompt, room
@@ -26,7 +27,7 @@ from blip_node.runtimes.decoding.sequence import Sequence
 from blip_node.runtimes.decoding.stepper import Serial, Stepper
 from blip_node.runtimes.decoding.stops import StopMatcher
 from blip_node.runtimes.decoding.vocabulary import Vocabulary
-from blip_node.runtimes.loading import failure, load_pretrained, read_config
+from blip_node.runtimes.loading import failure, load_pretrained, load_tokenizer, read_config
 
 log = logging.getLogger(__name__)
 
@@ -38,19 +39,14 @@ class Engine:
     """Prompts are rendered on the event loop's side; the model runs on a thread of its own."""
 
     def __init__(self, spec: LoadSpec, report: Callable[[float], None]) -> None:
-        model, self._tokenizer = load_pretrained(spec, "AutoModelForCausalLM", report)
-        try:
-            own = context_of(read_config(Path(spec.path)))
-            self._context = fit_context(spec.context, own, spec.model) or DEFAULT_CONTEXT
-        except ConfigError as error:
-            raise ModelLoadFailed(error.message) from None
+        loaded = (_load_gguf if spec.gguf else _load)(spec, report)
+        self._tokenizer, self._context = loaded.tokenizer, loaded.context
         self._device = spec.device
-        rows = model.get_input_embeddings().num_embeddings
-        self._vocabulary = Vocabulary(self._tokenizer.backend_tokenizer, rows)
-        self._stop_ids = _stop_ids(model, self._tokenizer)
-        stepper = _stepper(model, spec, self._context)
+        self._vocabulary = Vocabulary(self._tokenizer.backend_tokenizer, loaded.rows)
+        self._stop_ids = loaded.stop_ids
+        stepper = loaded.stepper
         #: Whether one forward pass serves all requests.
-        self.batched = isinstance(stepper, Batched)
+        self.batched = not isinstance(stepper, Serial)
         self._loop = Loop(stepper, self._vocabulary)
         self._loop.start()
         report(1.0)
@@ -94,6 +90,47 @@ class Engine:
         )
 
 
+class _Loaded(NamedTuple):
+    """A model and what belongs to it. ``rows`` are those of its logits."""
+
+    tokenizer: Any
+    stepper: Stepper
+    context: int
+    rows: int
+    stop_ids: frozenset[int]
+
+
+def _load(spec: LoadSpec, report: Callable[[float], None]) -> _Loaded:
+    model, tokenizer = load_pretrained(spec, "AutoModelForCausalLM", report)
+    context = _context(spec)
+    return _Loaded(
+        tokenizer,
+        _stepper(model, spec, context),
+        context,
+        model.get_input_embeddings().num_embeddings,
+        _stop_ids(model.generation_config.eos_token_id, tokenizer),
+    )
+
+
+def _load_gguf(spec: LoadSpec, report: Callable[[float], None]) -> _Loaded:
+    tokenizer = load_tokenizer(spec)
+    report(0.1)
+    context = _context(spec)
+    model = llama.load(Path(spec.gguf), spec, max(context, cache_tokens(spec.slots, context)))
+    report(0.9)
+    return _Loaded(
+        tokenizer, model, context, model.vocabulary, model.stop_ids | _stop_ids(None, tokenizer)
+    )
+
+
+def _context(spec: LoadSpec) -> int:
+    try:
+        own = context_of(read_config(Path(spec.path)))
+        return fit_context(spec.context, own, spec.model) or DEFAULT_CONTEXT
+    except ConfigError as error:
+        raise ModelLoadFailed(error.message) from None
+
+
 def _stepper(model: Any, spec: LoadSpec, context: int) -> Stepper:
     """Return what steps this model: in batches if it can be, else one sequence after the other."""
     serial = Serial(model, spec.device, spec.slots)
@@ -115,9 +152,8 @@ def _chars(wishes: ChatInput | CompletionInput) -> int:
     return len(wishes.prompt)
 
 
-def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def _stop_ids(ids: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
     """Return the tokens that end an answer: the model's word, else the tokenizer's."""
-    ids = model.generation_config.eos_token_id
     if ids is None:
         ids = tokenizer.eos_token_id
     if ids is None:
