@@ -88,9 +88,9 @@ async def openais_client_gets_transcripts(rig: Rig) -> None:
         first, second = verbose.segments
         assert (first.text, second.text) == ("5551234", "0800")
         # a key is pressed for 0.12 s and followed by 0.06 s of silence, from 0.05 s on
-        assert first.start == pytest.approx(0.05, abs=0.03)
-        assert first.end == pytest.approx(1.25, abs=0.05)
-        assert second.start == pytest.approx(2.31, abs=0.03)
+        assert first.start == pytest.approx(0.05, abs=0.1)
+        assert first.end == pytest.approx(1.25, abs=0.1)
+        assert second.start == pytest.approx(2.31, abs=0.1)
         assert [word.word for word in verbose.words] == ["5551234", "0800"]
         # what a CTC model does not know of itself is not made up
         assert {"avg_logprob", "no_speech_prob"}.isdisjoint(first.to_dict())

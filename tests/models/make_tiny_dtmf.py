@@ -1,7 +1,7 @@
 """Make ``tiny-dtmf``: a Wav2Vec2 with a CTC head that writes down telephone key tones.
 
-``python make_tiny_dtmf.py FOLDER``; about a minute on a CPU. Keys are pressed for different times,
-at different loudness, with and without longer pauses, over different noise.
+``python make_tiny_dtmf.py FOLDER``; about three minutes on a CPU. Keys are pressed for
+different times, at different loudness, with and without longer pauses, over different noise.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from tests.models.tones import BETWEEN, KEYS, PRESSED, RATE, tones
 #: The keys of a telephone; A to D are the military's.
 ALPHABET = "0123456789*#"
 
-STEPS = 500
+STEPS = 1200
 BATCH = 16
 RATE_OF_LEARNING = 3e-3
 WARM_UP = 30
 
-#: Strings that the result must write down without a mistake.
+#: Strings that the result must write down: clean ones all, noisy ones 98 of 100.
 CHECKS = 200
 
 
@@ -44,16 +44,20 @@ def noisy(rng: numpy.random.Generator, keys: str) -> Any:
     """Return samples of keys as somebody might press them."""
     pieces = [numpy.zeros(int(RATE * rng.uniform(0.02, 0.3)))]
     loud = 0.3 * 10 ** rng.uniform(-0.6, 0.2)
+    turn = rng.integers(2)  # whether waves begin anywhere, or all at zero
     for key in keys:
         time = numpy.arange(int(RATE * PRESSED * rng.uniform(0.8, 1.3))) / RATE
         pieces.append(
             loud
             * sum(
-                (numpy.sin(2 * math.pi * hertz * time + rng.uniform(0, 6)) for hertz in KEYS[key]),
+                (
+                    numpy.sin(2 * math.pi * hertz * time + turn * rng.uniform(0, 6))
+                    for hertz in KEYS[key]
+                ),
                 start=numpy.zeros(1),
             )
         )
-        rest = BETWEEN * rng.uniform(0.7, 1.5) if rng.random() < 0.85 else rng.uniform(0.1, 1.2)
+        rest = BETWEEN * rng.uniform(0.7, 1.5) if rng.random() < 0.6 else rng.uniform(0.1, 2)
         pieces.append(numpy.zeros(int(RATE * rest)))
     samples = numpy.concatenate(pieces)
     noise = rng.standard_normal(len(samples)) * 10 ** rng.uniform(-3, -1.9)
@@ -143,6 +147,11 @@ def written(model: Any, processor: Any, samples: Any) -> str:
     return str(processor.decode(ids))
 
 
+def spaced(keys: str) -> str:
+    """Return keys with a second's rest in the middle."""
+    return f"{keys[: len(keys) // 2]} {keys[len(keys) // 2 :]}"
+
+
 def main(folder: str) -> None:
     """Train, check, save."""
     torch.manual_seed(0)
@@ -153,14 +162,10 @@ def main(folder: str) -> None:
     model.eval()
     rng = numpy.random.default_rng(1)
     strings = ["".join(rng.choice(list(ALPHABET), rng.integers(2, 9))) for _ in range(CHECKS)]
-    wrong = [
-        (keys, text)
-        for keys in strings
-        for samples in (noisy(rng, keys), tones(keys[:3] + " " + keys[3:]))
-        if (text := written(model, processor, samples)) != keys
-    ]
-    print(f"{len(wrong)} of {2 * CHECKS} wrong", wrong[:5])
-    if len(wrong) > CHECKS // 50:
+    rough = [keys for keys in strings if written(model, processor, noisy(rng, keys)) != keys]
+    clean = [keys for keys in strings if written(model, processor, tones(spaced(keys))) != keys]
+    print(f"{len(rough)} of {CHECKS} noisy ones wrong, {len(clean)} clean ones", clean[:5])
+    if clean or len(rough) > CHECKS // 50:
         raise SystemExit("too many mistakes")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -17,8 +17,9 @@ from blip.kinds.sounds import MAX_SECONDS, Header, check_seconds, check_sound, c
 #: own rate are ever in memory at once, nor a cancel has to wait.
 _BLOCK = 1 << 19
 
-#: What decoders may leave out of what the header of an MP3 tells: their own delay and padding.
-_SLACK_SECONDS = 0.2
+#: What decoders may leave out of what the header of an MP3 tells: their own delay and padding, some
+#: frames of 72 ms at most.
+_SLACK_SECONDS = 0.3
 
 
 def decode(

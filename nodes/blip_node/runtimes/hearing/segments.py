@@ -52,10 +52,10 @@ def cut(tokens: Sequence[int], first_stamp: int, step: float, seconds: float) ->
         advance = seconds if ends_alone else time(tokens[pairs[-1] - 1])
         return Cut(_spoken(pieces), advance if advance > 0 else seconds)
     start = time(tokens[0]) if tokens and stamps[0] else 0.0
-    last = next((token for token in reversed(tokens) if token > first_stamp), None)
-    end = seconds if last is None else time(last)
+    closing = [token for token in tokens[1:] if token >= first_stamp]
+    end = max(start, time(closing[-1])) if closing else seconds
     text = [token for token in tokens if token < first_stamp]
-    return Cut(_spoken([Piece(min(start, end), end, text)]), seconds)
+    return Cut(_spoken([Piece(start, end, text)]), seconds)
 
 
 def _spoken(pieces: list[Piece]) -> list[Piece]:

@@ -111,9 +111,10 @@ class WhisperListener:
             if code in known:
                 return str(code)
         near = difflib.get_close_matches(word, [*known, *codes], n=3)
+        names = ", ".join(sorted(known))
         raise InvalidRequest(
             f"'language': {self._name} does not know {given!r}.",
-            hint=f"Did you mean {' or '.join(near)}?" if near else f"It knows {', '.join(known)}.",
+            hint=f"Did you mean {' or '.join(near)}?" if near else f"It knows {names}.",
             param="language",
         )
 
