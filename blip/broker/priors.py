@@ -35,6 +35,7 @@ BANDWIDTH: dict[str, float] = {
     "image": _PASS,
     "speech": _BOTH,
     "transcription": _BOTH,
+    "translation": _BOTH,
 }
 
 #: Kinds that take as long as they are asked to, whatever the device.

@@ -57,6 +57,7 @@ DEFAULTS: dict[str, float] = {
     "image": 1 / 4,
     "speech": 1 / 5,
     "transcription": 1 / 20,
+    "translation": 1 / 20,
     # Its units are the seconds it was asked to take.
     "echo": 1.0,
 }

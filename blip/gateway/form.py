@@ -34,23 +34,37 @@ class File:
     required: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Words that a form may carry several of, each a field of the same name."""
+
+    description: str
+    values: tuple[str, ...]
+
+
 class FormRequest(Request):
-    """A form: fields as in JSON, written out as text, and files."""
+    """A form: fields as in JSON, written out as text, lists of words, and files."""
 
     media: ClassVar[str] = "multipart/form-data"
     files: ClassVar[Mapping[str, File]] = {}
+    lists: ClassVar[Mapping[str, Choices]] = {}
 
     _uploads: dict[str, bytes] = PrivateAttr(default_factory=dict)
+    _chosen: dict[str, list[str]] = PrivateAttr(default_factory=dict)
 
     def upload(self, name: str) -> bytes | None:
         """Return the content of a file, None where none was sent."""
         return self._uploads.get(name)
 
+    def chosen(self, name: str) -> list[str]:
+        """Return the words of a list, none where none was sent."""
+        return self._chosen.get(name, [])
+
     @classmethod
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """Add the files to the fields."""
+        """Add the files and the lists to the fields."""
         found = handler.resolve_ref_schema(handler(schema))
         properties = found.setdefault("properties", {})
         for name, file in cls.files.items():
@@ -59,6 +73,12 @@ class FormRequest(Request):
                 "format": "binary",
                 "contentMediaType": "application/octet-stream",
                 "description": file.description,
+            }
+        for name, choices in cls.lists.items():
+            properties[name] = {
+                "type": "array",
+                "items": {"type": "string", "enum": list(choices.values)},
+                "description": choices.description,
             }
         required = [name for name, file in cls.files.items() if file.required]
         found["required"] = [*found.get("required", ()), *required]
@@ -74,21 +94,25 @@ async def read_form(request: web.Request, model: type[FormT], limit: int) -> For
         raise UnsupportedMediaType(
             f"The body is declared as {request.content_type}; this route takes "
             "multipart/form-data.",
-            hint="With curl: -F image=@file.png -F 'prompt=...', and no Content-Type of your own.",
+            hint="With curl: -F model=... -F NAME=@PATH, and no Content-Type of your own.",
         )
     check_length(request, limit)
     try:
-        fields, uploads = await _read_parts(request, model, limit)
+        fields, uploads, chosen = await _read_parts(request, model, limit)
     except (ValueError, AssertionError, web.RequestPayloadError) as error:
         # aiohttp raises these for boundaries and headers that are none
         raise InvalidRequest(f"The form could not be read: {error}.") from None
-    return _parse(fields, uploads, model)
+    body = _parse(fields, uploads, model)
+    body._chosen = chosen
+    body.check()
+    return body
 
 
 async def _read_parts(
     request: web.Request, model: type[FormRequest], limit: int
-) -> tuple[dict[str, str], dict[str, bytes]]:
+) -> tuple[dict[str, str], dict[str, bytes], dict[str, list[str]]]:
     fields: dict[str, str] = {}
+    chosen: dict[str, list[str]] = {}
     uploads: dict[str, bytes] = {}
     left = limit
     reader = await request.multipart()
@@ -104,6 +128,8 @@ async def _read_parts(
         is_file = name in model.files
         data = await _read_part(part, left, limit)
         left -= len(data)
+        if name in model.refused and name in fields:
+            continue  # what it is refused for is said of the first
         if name in fields or name in uploads:
             raise InvalidRequest(
                 f"'{name}' was sent more than once; one is all that this route takes.", param=name
@@ -114,10 +140,22 @@ async def _read_parts(
             raise InvalidRequest(f"'{name}' is longer than {MAX_FIELD_BYTES} bytes.", param=name)
         else:
             try:
-                fields[name] = data.decode()
+                text = data.decode()
             except UnicodeDecodeError:
                 raise InvalidRequest(f"'{name}' is not UTF-8 text.", param=name) from None
-    return fields, uploads
+            if name in model.lists:
+                chosen.setdefault(name, []).append(_word(name, text, model.lists[name]))
+            else:
+                fields[name] = text
+    return fields, uploads, chosen
+
+
+def _word(name: str, text: str, choices: Choices) -> str:
+    if text not in choices.values:
+        raise InvalidRequest(
+            f"'{name}': {text[:100]!r} is not one of {', '.join(choices.values)}.", param=name
+        )
+    return text
 
 
 async def _read_part(part: BodyPartReader, left: int, limit: int) -> bytes:
@@ -139,8 +177,7 @@ def _parse(fields: dict[str, str], uploads: dict[str, bytes], model: type[FormT]
     for name, file in model.files.items():
         if file.required and name not in uploads:
             raise InvalidRequest(
-                f"'{name}' is missing.", hint=f"Send a file: -F {name}=@file.png", param=name
+                f"'{name}' is missing.", hint=f"Send a file: -F {name}=@PATH", param=name
             )
     body._uploads = uploads
-    body.check()
     return body

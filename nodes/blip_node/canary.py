@@ -7,8 +7,10 @@ broken in earnest often computes NaN without a word.
 
 from __future__ import annotations
 
+import io
 import math
 import struct
+import wave
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput
 from blip.kinds.pictures import read_header
 from blip.kinds.text import Delta, Finish, delta_from_wire, finish_from_wire
+from blip.kinds.transcription import TranscriptionInput, transcript_from_wire
 from blip.protocol.messages import TASK_ID_BYTES, Submit
 from blip_node.catalogue import Entry
 from blip_node.executions import Event, Execution
@@ -60,6 +63,29 @@ def _check_picture(parts: list[bytes], end: bytes) -> str:
     return "" if read_header(end) is not None else "its answer is no picture"
 
 
+def _check_transcript(parts: list[bytes], end: bytes) -> str:
+    # the runtime itself fails letters that come of numbers that are none; a tone may have no words
+    try:
+        segments = transcript_from_wire(end).segments
+    except (ValueError, TypeError) as error:
+        return f"its answer cannot be read ({error})"
+    chances = [each.avg_logprob for each in segments if each.avg_logprob is not None]
+    return "" if all(map(math.isfinite, chances)) else "its answer is not finite"
+
+
+def _tone() -> bytes:
+    """Return half a second of a tone of 1 kHz, as a WAV file."""
+    rate = 16_000
+    samples = (round(8000 * math.sin(math.tau * 1000 * at / rate)) for at in range(rate // 2))
+    written = io.BytesIO()
+    with wave.open(written, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(b"".join(struct.pack("<h", sample) for sample in samples))
+    return written.getvalue()
+
+
 def _check_echo(parts: list[bytes], end: bytes) -> str:
     return "" if end == _ASKED.encode() else "its answer is not what was sent"
 
@@ -87,6 +113,9 @@ QUESTIONS: dict[str, Question] = {
     ),
     "embedding": Question(EmbeddingInput(texts=[_ASKED]), _check_vector),
     "image": Question(ImageInput(prompt="1, 2, 3", steps=2, seed=0), _check_picture),
+    "transcription": Question(
+        TranscriptionInput(file=_tone(), temperature=0.01, seed=0), _check_transcript
+    ),
     "echo": Question(EchoInput(text=_ASKED), _check_echo),
 }
 

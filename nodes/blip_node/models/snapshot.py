@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.errors import ConfigError, ModelLoadFailed
-from blip_node.models import gguf, hub, package, pipeline, weights
+from blip_node.models import ctranslate, gguf, hub, package, pipeline, weights
 from blip_node.models.abilities import OFFSET_POSITIONS, abilities, served
 from blip_node.models.files import positive, read_object
 from blip_node.models.means import BITS, GROUP_SHARE, OF_PIPELINES, PLAIN, Means
@@ -137,7 +137,13 @@ def describe(spec: ModelSpec, cache: Path | None = None) -> Description:
             param="runtime",
         )
     try:
-        found = _describe_gguf(spec, path) if path.suffix == ".gguf" else _describe(spec, path)
+        whisper = ctranslate.find(folders(spec, path))
+        if whisper is not None:
+            found = _describe_ctranslate(spec, whisper)
+        elif path.suffix == ".gguf":
+            found = _describe_gguf(spec, path)
+        else:
+            found = _describe(spec, path)
     except ModelLoadFailed as error:
         raise ModelLoadFailed(f"model '{spec.name}': {error.message}", hint=error.hint) from None
     return found
@@ -151,12 +157,28 @@ def locate(spec: ModelSpec, cache: Path | None = None) -> Path | None:
     match parse_source(spec.source, spec.name):
         case Hub() as source:
             return hub.cached(source, cache or hub.default_cache())
-        case Package() as source:
+        case Package(others=()) as source:
             return package.find_package(source)
+        case Package() as source:
+            parts = package.part_folders(source)
+            found = ctranslate.find(parts)
+            if found is None:
+                raise ModelLoadFailed(
+                    f"model '{spec.name}': the packages of {spec.source} together are no model"
+                )
+            return found.folder
         case Local(path):
             return _locate_local(spec, path)
         case _:
             return None
+
+
+def folders(spec: ModelSpec, path: Path) -> list[Path]:
+    """Return the folders that a model's files are in; ``path`` is what :func:`locate` found."""
+    source = parse_source(spec.source, spec.name)
+    if isinstance(source, Package) and source.others:
+        return package.part_folders(source)
+    return [path] if path.is_dir() else []
 
 
 def _locate_local(spec: ModelSpec, path: Path) -> Path:
@@ -255,6 +277,8 @@ def _describe(spec: ModelSpec, folder: Path) -> Description:
         able = abilities(architecture, model_type)
     if "completion" in able and not has_chat_template(folder):
         able = tuple(kind for kind in able if kind != "chat")
+    if "translation" in able and not _translates(folder, config):
+        able = tuple(kind for kind in able if kind != "translation")
     embeds = able == ("embedding",)
     limit = sequence_limit(folder, config) if embeds else context_of(config)
     return Description(
@@ -282,6 +306,32 @@ def _check_means(spec: ModelSpec) -> None:
             hint="Leave it out; 'quantization' makes models of every sort smaller.",
             param=asked[0],
         )
+
+
+def _translates(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Return whether a Whisper model knows more than English."""
+    said = read_object(folder / "generation_config.json", missing_ok=True).get("is_multilingual")
+    if isinstance(said, bool):
+        return said
+    return (positive(config.get("vocab_size")) or 0) >= ctranslate.MULTILINGUAL
+
+
+def _describe_ctranslate(spec: ModelSpec, files: ctranslate.Files) -> Description:
+    variables = ctranslate.read_header(files)
+    ctranslate.shape_of(variables)  # says what is missing before anything is converted
+    architecture = "WhisperForConditionalGeneration"
+    able = abilities(architecture, "whisper")
+    if not ctranslate.is_multilingual(files, variables):
+        able = tuple(kind for kind in able if kind != "translation")
+    return Description(
+        spec.name,
+        spec.source,
+        _kinds(spec, able, architecture),
+        path=str(files.folder),
+        architecture=architecture,
+        counts=ctranslate.counts(variables),
+        convert=True,
+    )
 
 
 def _describe_gguf(spec: ModelSpec, path: Path) -> Description:

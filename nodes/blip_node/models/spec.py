@@ -47,10 +47,14 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """Weights inside an installed Python distribution, at ``inside`` or wherever they are."""
+    """Weights inside an installed Python distribution, at ``inside`` or wherever they are.
+
+    ``others`` are distributions with further parts of the same model.
+    """
 
     distribution: str
     inside: str = ""
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +156,11 @@ def parse_source(source: str, model: str = "") -> Source:
         if _REPO.fullmatch(repo) and _REVISION.fullmatch(revision) and ".." not in repo + revision:
             return Hub(repo, revision)
     elif kind == "package":
-        distribution, _, inside = rest.partition("/")
-        if _DISTRIBUTION.fullmatch(distribution) and ".." not in inside.split("/"):
-            return Package(distribution, inside.strip("/"))
+        distributions, _, inside = rest.partition("/")
+        first, *others = distributions.split("+")
+        sound = all(map(_DISTRIBUTION.fullmatch, (first, *others)))
+        if sound and ".." not in inside.split("/") and not (others and inside):
+            return Package(first, inside.strip("/"), tuple(others))
     elif kind == "openai":
         engine, _, id = rest.partition("/")
         if _ENGINE.fullmatch(engine) and id:
@@ -165,5 +171,6 @@ def parse_source(source: str, model: str = "") -> Source:
         f"model '{model}': source {source!r} is not one that blip knows",
         param="source",
         hint="Write a folder, a .gguf file, hf:org/name[@revision], "
-        "package:distribution[/sub/path], openai:upstream/model or builtin:echo.",
+        "package:distribution[/sub/path], package:part-1+part-2, openai:upstream/model or "
+        "builtin:echo.",
     )

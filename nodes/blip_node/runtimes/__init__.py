@@ -14,6 +14,8 @@ RUNTIMES: dict[str, str] = {
     "completion": "blip_node.runtimes.text:TextRuntime",
     "embedding": "blip_node.runtimes.embedding:EmbeddingRuntime",
     "image": "blip_node.runtimes.image:ImageRuntime",
+    "transcription": "blip_node.runtimes.transcription:TranscriptionRuntime",
+    "translation": "blip_node.runtimes.transcription:TranscriptionRuntime",
     "echo": "blip_node.runtimes.echo:EchoRuntime",
 }
 

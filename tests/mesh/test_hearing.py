@@ -1,0 +1,165 @@
+"""Transcription through the whole mesh: a real node, a real gateway, and OpenAI's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import openai
+import pytest
+
+from blip.errors import Cancelled
+from blip.gateway.settings import GatewaySettings
+from blip.kinds.transcription import (
+    TranscriptionInput,
+    heard_from_wire,
+    transcript_from_wire,
+)
+from tests.mesh.rig import MODELS, Rig
+from tests.models.tones import keys_file
+from tests.unit.gateway_mesh import served
+
+DTMF = {"tiny-dtmf": {"source": str(MODELS / "tiny-dtmf"), "preload": True}}
+KEYS = "5551234 0800"
+SAID = "55512340800"
+
+#: Twenty minutes of keys: several seconds of work, in some sixty windows.
+LONG = keys_file("0123456789*# 5551234 " * 220, "FLAC")
+
+
+@contextlib.asynccontextmanager
+async def client_of(rig: Rig) -> AsyncIterator[openai.AsyncOpenAI]:
+    settings = GatewaySettings(body_limit=64 * 1024 * 1024)
+    async with (
+        served(rig.dispatcher, settings) as origin,
+        openai.AsyncOpenAI(base_url=f"{origin}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client
+
+
+async def test_hearing() -> None:
+    """One mesh for all: bringing up two that listen takes longer than everything they do."""
+    async with Rig(nodes=2, models=DTMF, request_timeout=50.0) as rig:
+        await openais_client_gets_transcripts(rig)
+        await a_stream_tells_what_was_heard_so_far(rig)
+        await a_node_that_dies_costs_a_transcript_nothing_but_time(rig)
+        await going_away_frees_the_slot_within_a_window(rig)  # one node is left
+
+
+async def openais_client_gets_transcripts(rig: Rig) -> None:
+    async with client_of(rig) as client:
+        transcribe = client.audio.transcriptions.create
+        for format, ending in (("WAV", "wav"), ("MP3", "mp3"), ("FLAC", "flac"), ("OGG", "ogg")):
+            file = (f"keys.{ending}", keys_file(KEYS, format))
+            answer = await transcribe(model="tiny-dtmf", file=file)
+            assert answer.text == SAID
+        assert answer.usage is not None
+        assert answer.usage.type == "duration"
+        file = ("keys.wav", keys_file(KEYS))
+        text = await transcribe(model="tiny-dtmf", file=file, response_format="text")
+        assert text == f"{SAID}\n"
+
+        srt = await transcribe(model="tiny-dtmf", file=file, response_format="srt")
+        cues = re.findall(
+            r"(\d+)\n00:00:(\d\d,\d{3}) --> 00:00:(\d\d,\d{3})\n(\S+)\n(?:\n|$)", str(srt)
+        )
+        assert [(number, said) for number, _, _, said in cues] == [
+            ("1", "5551234"),
+            ("2", "0800"),
+        ]
+        vtt = await transcribe(model="tiny-dtmf", file=file, response_format="vtt")
+        assert str(vtt).startswith("WEBVTT\n\n00:00:00.")
+        assert re.findall(r"^\d+$", str(vtt), re.MULTILINE) == ["5551234", "0800"]
+
+        verbose = await transcribe(
+            model="tiny-dtmf",
+            file=file,
+            response_format="verbose_json",
+            timestamp_granularities=["word", "segment"],
+        )
+        assert verbose.text == SAID
+        assert verbose.duration == pytest.approx(3.03, abs=0.01)
+        assert verbose.segments is not None
+        assert verbose.words is not None
+        first, second = verbose.segments
+        assert (first.text, second.text) == ("5551234", "0800")
+        # a key is pressed for 0.12 s and followed by 0.06 s of silence, from 0.05 s on
+        assert first.start == pytest.approx(0.05, abs=0.1)
+        assert first.end == pytest.approx(1.25, abs=0.1)
+        assert second.start == pytest.approx(2.31, abs=0.1)
+        assert [word.word for word in verbose.words] == ["5551234", "0800"]
+        # what a CTC model does not know of itself is not made up
+        assert {"avg_logprob", "no_speech_prob"}.isdisjoint(first.to_dict())
+        assert "language" not in verbose.to_dict()
+
+        for field, fields in (
+            ("language", {"language": "de"}),
+            ("prompt", {"prompt": "keys"}),
+            ("include", {"include": ["logprobs"]}),
+            ("file", {"file": ("cut.wav", keys_file(KEYS)[:-5000])}),
+            ("file", {"file": ("cut.flac", keys_file(KEYS, "FLAC")[:-5000])}),
+            ("file", {"file": ("noise.mp3", bytes(range(256)) * 40)}),
+        ):
+            asked: dict[str, Any] = {"model": "tiny-dtmf", "file": file, **fields}
+            with pytest.raises(openai.BadRequestError) as caught:
+                await transcribe(**asked)
+            body: Any = caught.value.body
+            assert body["param"] == field
+        with pytest.raises(openai.NotFoundError, match="translation"):
+            await client.audio.translations.create(model="tiny-dtmf", file=file)
+
+
+async def a_stream_tells_what_was_heard_so_far(rig: Rig) -> None:
+    keys = "0123456789*# 5551234 " * 12  # three windows
+    async with client_of(rig) as client:
+        stream = await client.audio.transcriptions.create(
+            model="tiny-dtmf",
+            file=("keys.flac", keys_file(keys, "FLAC")),
+            stream=True,
+            extra_body={"progress": True},
+        )
+        events = [event async for event in stream]
+    deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
+    done = events[-1]
+    assert done.type == "transcript.text.done"
+    assert done.text == "".join(deltas) == keys.replace(" ", "")
+    told = [event.seconds for event in events if event.type == "transcript.progress"]  # type: ignore[comparison-overlap,union-attr]
+    assert len(told) >= 3
+    assert told == sorted(told)
+
+
+async def a_node_that_dies_costs_a_transcript_nothing_but_time(rig: Rig) -> None:
+    call = rig.call("transcription", "tiny-dtmf", TranscriptionInput(file=LONG))
+    while not call.node:  # noqa: ASYNC110  (there is no event for it)
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.3)  # in the midst of it
+    assert call.outcome is None
+    first = call.node
+    await next(node for node in rig.nodes if node.name == first).kill()
+    found = transcript_from_wire((await call.answer()).payload)
+    assert call.node != first
+    assert found.text == "0123456789*#5551234" * 220
+
+
+async def going_away_frees_the_slot_within_a_window(rig: Rig) -> None:
+    call = rig.call("transcription", "tiny-dtmf", TranscriptionInput(file=LONG, parts=True))
+    await call.started()
+    waiting = rig.call("transcription", "tiny-dtmf", TranscriptionInput(file=keys_file(KEYS)))
+    began = time.monotonic()
+    call.cancel()
+    answer = await waiting.answer()
+    taken = time.monotonic() - began
+    assert transcript_from_wire(answer.payload).text == SAID
+    with pytest.raises(Cancelled):
+        await call.answer()
+    heard = []
+    with contextlib.suppress(Cancelled):
+        async for parts in call.parts():
+            heard += [heard_from_wire(part) for part in parts]
+    assert heard
+    # it did not listen to its end first
+    assert heard[-1].done < heard[-1].duration / 2, taken
