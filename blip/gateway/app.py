@@ -21,6 +21,7 @@ from blip.gateway.routes import (
     ollama,
     original,
     responses,
+    speech,
     tasks,
 )
 from blip.gateway.routes import mesh as mesh_routes
@@ -42,6 +43,7 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
         *original.OPERATIONS,
         *embeddings.OPERATIONS,
         *images.OPERATIONS,
+        *speech.OPERATIONS,
         *models.OPERATIONS,
         *mesh_routes.OPERATIONS,
         *operation_routes.OPERATIONS,

@@ -19,6 +19,7 @@ from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput
 from blip.kinds.pictures import read_header
+from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, delta_from_wire, finish_from_wire
 from blip.protocol.messages import TASK_ID_BYTES, Submit
 from blip_node.catalogue import Entry
@@ -32,6 +33,10 @@ TIMEOUT = 300.0
 WINDOW = 1024 * 1024
 
 _ASKED = "1, 2, 3,"
+
+#: Voices read the script of their language, and often no digits. This has a word of most scripts
+#: in one sentence; each voice says what it can.
+_COUNTED = "one, один, ένα, واحد, אחת, एक, এক, ஒன்று, หนึ่ง, 一, 하나, いち, አንድ, ერთი, մեկ"
 
 
 def _check_text(parts: list[bytes], end: bytes) -> str:
@@ -58,6 +63,14 @@ def _check_vector(parts: list[bytes], end: bytes) -> str:
 def _check_picture(parts: list[bytes], end: bytes) -> str:
     # the runtime itself fails a picture of numbers that are none
     return "" if read_header(end) is not None else "its answer is no picture"
+
+
+def _check_speech(parts: list[bytes], end: bytes) -> str:
+    # the runtime itself fails samples that are no numbers
+    samples = b"".join((*parts, end))
+    if not samples or len(samples) % 2:
+        return "its answer is no audio"
+    return "" if any(samples) else "its answer is silence"
 
 
 def _check_echo(parts: list[bytes], end: bytes) -> str:
@@ -87,6 +100,7 @@ QUESTIONS: dict[str, Question] = {
     ),
     "embedding": Question(EmbeddingInput(texts=[_ASKED]), _check_vector),
     "image": Question(ImageInput(prompt="1, 2, 3", steps=2, seed=0), _check_picture),
+    "speech": Question(SpeechInput(text=_COUNTED, format="pcm", lenient=True), _check_speech),
     "echo": Question(EchoInput(text=_ASKED), _check_echo),
 }
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from blip.errors import ModelLoadFailed
-from blip_node.models import gguf, hub, pipeline, weights
+from blip_node.models import gguf, hub, pipeline, piper, weights
 from blip_node.models.files import read_object
 from blip_node.models.snapshot import CONVERTED_DTYPE, locate
 from blip_node.models.spec import Fileless, Hub, ModelSpec, parse_source
@@ -38,7 +38,9 @@ def prepare(
     download: bool = False,
     cache: Path | None = None,
 ) -> Path:
-    """Return a local folder that ``from_pretrained`` loads; blocking, so call it in a thread.
+    """Return a local folder that ``from_pretrained`` loads, or the ``.onnx`` file of a voice.
+
+    Blocking, so call it in a thread.
 
     A GGUF file is converted once to bfloat16 safetensors under ``data_dir/converted``, by a child
     process; agents that want the same one wait for the first. A hub model is downloaded into
@@ -62,6 +64,8 @@ def prepare(
         )
     if path.suffix == ".gguf":
         path = _converted(path, data_dir / "converted", report)
+    elif path.suffix == ".onnx":
+        piper.read_voice(path)
     elif pipeline.is_pipeline(path):
         pipeline.shards(path)
     else:

@@ -1,0 +1,1 @@
+"""Audio files: decoding them to samples, and encoding samples as them."""
