@@ -98,7 +98,7 @@ def make_speecht5(folder: Path, *, voices: tuple[str, ...] = ("anna", "ben")) ->
         speaker_embedding_dim=16,
         speech_decoder_prenet_units=16,
         speech_decoder_postnet_units=16,
-        reduction_factor=2,
+        reduction_factor=8,
         max_text_positions=120,
     )
     model = transformers.SpeechT5ForTextToSpeech(config)

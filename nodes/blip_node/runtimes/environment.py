@@ -23,4 +23,6 @@ WORKER_ENV: dict[str, str] = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     # Key-value caches grow a little with every token; fixed segments fragment under that.
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    # onnxruntime tells its maker about its sessions otherwise, and keeps a database of that.
+    "ORT_DISABLE_TELEMETRY": "1",
 }

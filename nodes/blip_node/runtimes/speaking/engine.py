@@ -48,7 +48,7 @@ class Engine:
         text = await self._lane.run(job, lambda job: self._begin(job, sentences))
         try:
             for _ in sentences:
-                await _send(job, await self._lane.run(job, text.part))
+                await self._send(job, await self._lane.run(job, text.part))
             return text.outcome(await self._lane.run(job, text.rest))
         finally:
             text.close()
@@ -56,6 +56,15 @@ class Engine:
     def close(self) -> None:
         """Stop after the current sentence, or sooner, and the thread with it."""
         self._lane.close()
+
+    async def _send(self, job: Job, data: bytes) -> None:
+        """Emit a piece of the file as fast as it is taken."""
+        view = memoryview(data)
+        for begin in range(0, len(view), PART_BYTES):
+            if not job.writable:
+                await job.drained()
+            self._lane.look(job)
+            job.emit(view[begin : begin + PART_BYTES])
 
     def _begin(self, job: Job, sentences: Sequence[str]) -> _Text:
         wishes: SpeechInput = job.input
@@ -130,15 +139,6 @@ class _Text:
             samples = soxr.resample(samples, self._own, self._rate)
         self._samples += len(samples)
         return samples
-
-
-async def _send(job: Job, data: bytes) -> None:
-    """Emit a piece of the file as fast as it is taken."""
-    view = memoryview(data)
-    for begin in range(0, len(view), PART_BYTES):
-        if not job.writable:
-            await job.drained()
-        job.emit(view[begin : begin + PART_BYTES])
 
 
 def _load(spec: LoadSpec, report: Callable[[float], None]) -> Synthesizer:

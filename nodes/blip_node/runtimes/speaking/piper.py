@@ -30,8 +30,8 @@ class Piper:
 
     def __init__(self, spec: LoadSpec, report: Callable[[float], None]) -> None:
         try:
-            import onnxruntime
-            from piper import PiperConfig, PiperVoice, SynthesisConfig
+            from piper import PiperConfig, PiperVoice, SynthesisConfig  # isort: skip
+            import onnxruntime  # one of its own dependencies
         except ImportError as error:
             raise ModelLoadFailed(
                 f"model '{spec.model}' is a voice of Piper, and Piper is not installed here "
