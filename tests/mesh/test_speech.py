@@ -88,7 +88,7 @@ async def openais_client_gets_every_format(rig: Rig) -> None:
 
         for field, fields, says in (
             ("voice", {"voice": "nobody"}, "0, 1, 2"),
-            ("input", {"input": "größe, 日本"}, "本"),
+            ("input", {"input": "hello. größe, 日本"}, "本"),
             ("input", {"input": "... !"}, "nothing"),
             ("response_format", {"response_format": "aac"}, "opus"),
         ):

@@ -135,8 +135,13 @@ async def test_letters_and_numbers(vits: SpeechRuntime) -> None:
     assert (lenient == plain).all()
     with pytest.raises(InvalidRequest, match="this voice can say"):
         await say(vits, "日本", lenient=True)
-    with pytest.raises(InvalidRequest, match="nothing in it"):
+    with pytest.raises(InvalidRequest, match="this voice can say"):
         await say(vits, "--- ... !")
+    # all of a text is read before anything of it is said
+    job = RecordingJob("speech", text="the quick brown fox. and a 日")
+    with pytest.raises(InvalidRequest, match="日"):
+        await vits.run(job)
+    assert job.parts == []
 
 
 async def test_speecht5_names_what_it_cannot_say(speecht5: SpeechRuntime) -> None:
@@ -154,6 +159,16 @@ async def test_a_text_of_one_sentence_comes_whole(vits: SpeechRuntime) -> None:
     assert parts == []
     _, _, parts, _ = await say(vits, format="flac")
     assert parts == []
+
+
+async def test_a_file_that_has_to_be_held_has_a_limit(
+    vits: SpeechRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blip_node.runtimes.speaking.engine.MAX_WHOLE", 100_000)
+    with pytest.raises(InvalidRequest, match="too long for a file that comes whole") as caught:
+        await say(vits, whole=True)
+    assert caught.value.param == "input"
+    await say(vits)  # what can be sent on the way has none
 
 
 async def test_cancel_between_sentences(vits: SpeechRuntime) -> None:
@@ -239,9 +254,10 @@ def test_descriptions(tmp_path: Path) -> None:
 def test_a_tokenizer_that_needs_more(tmp_path: Path, field: str, says: str) -> None:
     if importlib.util.find_spec(says) is not None:
         pytest.skip(f"{says} is installed here")
+    asked: dict[str, Any] = {field: True}
+    folder = make_vits(tmp_path / "voice", **asked)
     with pytest.raises(ModelLoadFailed, match=says) as caught:
-        asked: dict[str, Any] = {field: True}
-        load(make_vits(tmp_path / "voice", **asked))
+        load(folder)
     assert "mms-tts" in caught.value.hint
 
 
@@ -323,7 +339,11 @@ def test_a_piper_voice_is_found_and_described(tmp_path: Path) -> None:
     for source in (folder, file):
         spec = ModelSpec("m", str(source))
         found = describe(spec)
-        assert (found.kinds, found.architecture, found.path) == (("speech",), "piper", str(file))
+        assert (found.kinds, found.architecture, found.path) == (
+            ("speech",),
+            "piper en_US",
+            str(file),
+        )
         assert found.bytes == 4000
         assert prepare(spec, tmp_path, lambda share: None) == file
     make_piper(folder, "other")

@@ -77,6 +77,11 @@ class Encoder:
         self._sink = _Sink()
         self._file = _open(self._sink, rate, format) if format in _CONTAINERS else None
 
+    @property
+    def held(self) -> int:
+        """Bytes of the file that were written and not returned yet."""
+        return self._sink.held
+
     def feed(self, samples: Any) -> bytes:
         """Take samples; return what of the file is ready, possibly nothing."""
         if self._file is not None:
@@ -115,6 +120,10 @@ class _Sink(io.RawIOBase):
         self._data = bytearray()
         self._taken = 0
         self._at = 0
+
+    @property
+    def held(self) -> int:
+        return len(self._data)
 
     def take(self) -> bytes:
         data = bytes(self._data)

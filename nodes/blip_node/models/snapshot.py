@@ -266,13 +266,13 @@ def _describe_gguf(spec: ModelSpec, path: Path) -> Description:
 
 
 def _describe_piper(spec: ModelSpec, path: Path) -> Description:
-    piper.read_voice(path)
+    voice = piper.read_voice(path)
     return Description(
         spec.name,
         spec.source,
         _kinds(spec, ("speech",), "piper"),
         path=str(path),
-        architecture="piper",
+        architecture=f"piper {voice.language}".rstrip(),
         # all but a few kilobytes of such a file are weights, and voices are stored in float32
         counts={"F32": path.stat().st_size // 4},
     )

@@ -20,7 +20,7 @@ from blip_node.models.files import read_object
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
 from blip_node.runtimes.lane import Lane
 from blip_node.runtimes.speaking.sentences import split
-from blip_node.runtimes.speaking.synthesizer import Say, Spoken, Synthesizer, choose
+from blip_node.runtimes.speaking.synthesizer import Say, Synthesizer, choose
 
 #: Seconds of silence between two sentences at speed 1: voices end with their last sound, people
 #: take a breath.
@@ -29,6 +29,10 @@ PAUSE = 0.25
 #: Bytes of one part. A credit of a mebibyte then covers several, and no slow sentence of a fast
 #: format is one message of many.
 PART_BYTES = 128 * 1024
+
+#: Most bytes of a file that has to be held until it is whole (see ``SpeechInput.whole``; FLAC is
+#: always). 25 minutes of WAV at 22 kHz: more than the longest text takes at speed 1.
+MAX_WHOLE = 64 * 1024 * 1024
 
 
 class Engine:
@@ -41,13 +45,9 @@ class Engine:
 
     async def run(self, job: Job) -> Outcome:
         """Speak one job; see :meth:`blip_node.runtimes.speech.SpeechRuntime.run`."""
-        wishes: SpeechInput = job.input
-        sentences = split(wishes.text)
-        if not sentences:
-            raise InvalidRequest("'input' has nothing in it that could be said.", param="input")
-        text = await self._lane.run(job, lambda job: self._begin(job, sentences))
+        text = await self._lane.run(job, self._begin)
         try:
-            for _ in sentences:
+            for _ in range(text.sentences):
                 await self._send(job, await self._lane.run(job, text.part))
             return text.outcome(await self._lane.run(job, text.rest))
         finally:
@@ -66,28 +66,37 @@ class Engine:
             self._lane.look(job)
             job.emit(view[begin : begin + PART_BYTES])
 
-    def _begin(self, job: Job, sentences: Sequence[str]) -> _Text:
+    def _begin(self, job: Job) -> _Text:
+        """Read all of a text, so that what is wrong with it is known before anything is said."""
         wishes: SpeechInput = job.input
-        voice = choose(self._synthesizer.voices, wishes.voice)
-        rate = fit_rate(wishes.format, wishes.sample_rate, self._synthesizer.rate)
-        say = self._synthesizer.begin(wishes, voice, lambda: self._lane.look(job))
-        return _Text(wishes, sentences, say, self._synthesizer.rate, rate)
+        synthesizer = self._synthesizer
+        voice = choose(synthesizer.voices, wishes.voice)
+        rate = fit_rate(wishes.format, wishes.sample_rate, synthesizer.rate)
+        found = (synthesizer.read(piece, lenient=wishes.lenient) for piece in split(wishes.text))
+        sentences = [sentence for sentence in found if sentence is not None]
+        if not sentences:
+            raise InvalidRequest(
+                "'input' has nothing in it that this voice can say.", param="input"
+            )
+        say = synthesizer.begin(wishes, voice, lambda: self._lane.look(job))
+        return _Text(wishes, sentences, say, synthesizer.rate, rate)
 
 
 class _Text:
     """One job's text while it is spoken. ``own`` and ``rate`` are the voice's and the file's.
 
-    All but ``outcome`` and ``close`` is work for the lane.
+    ``part`` and ``rest`` are work for the lane.
     """
 
     def __init__(
-        self, wishes: SpeechInput, sentences: Sequence[str], say: Say, own: int, rate: int
+        self, wishes: SpeechInput, sentences: Sequence[Any], say: Say, own: int, rate: int
     ) -> None:
         self._wishes = wishes
         self._left = enumerate(sentences)
         self._say = say
         self._own = own
         self._rate = rate
+        self.sentences = len(sentences)
         # one sentence is whole as soon as its first piece could be sent
         whole = wishes.whole or len(sentences) == 1
         self._encoder = Encoder(rate, wishes.format, whole=whole)
@@ -96,13 +105,27 @@ class _Text:
 
     def part(self, job: Job) -> bytes:
         """Say the next sentence; return what of the file is ready by then."""
-        samples = self._spoken()
-        if not len(samples):
-            return b""
-        if self._samples:
+        number, sentence = next(self._left)
+        spoken = self._say(number, sentence)
+        samples = spoken.samples
+        if not numpy.isfinite(samples).all():
+            raise RuntimeFailed("the voice made samples that are no numbers")
+        self._tokens += spoken.tokens
+        if number < self.sentences - 1:
             pause = numpy.zeros(round(PAUSE / self._wishes.speed * self._own), numpy.float32)
-            samples = numpy.concatenate([pause, samples])
-        return self._encoder.feed(self._resampled(samples))
+            samples = numpy.concatenate([samples, pause])
+        if self._rate != self._own:
+            samples = soxr.resample(samples, self._own, self._rate)
+        self._samples += len(samples)
+        ready = self._encoder.feed(samples)
+        if self._encoder.held > MAX_WHOLE:
+            raise InvalidRequest(
+                f"'input' is too long for a file that comes whole: it is over {MAX_WHOLE >> 20} MiB"
+                " before its end.",
+                hint="Say less at once, or ask for mp3, opus, wav or pcm, and take it as it comes.",
+                param="input",
+            )
+        return ready
 
     def rest(self, job: Job) -> bytes:
         """Return the end of the file."""
@@ -125,20 +148,6 @@ class _Text:
             "sample_rate": self._rate,
         }
         return Outcome(file, usage, SPEECH.units(self._wishes))
-
-    def _spoken(self) -> Any:
-        """Return the samples of the next sentence, at the voice's own rate."""
-        spoken: Spoken = self._say(*next(self._left))
-        if not numpy.isfinite(spoken.samples).all():
-            raise RuntimeFailed("the voice made samples that are no numbers")
-        self._tokens += spoken.tokens
-        return spoken.samples
-
-    def _resampled(self, samples: Any) -> Any:
-        if self._rate != self._own:
-            samples = soxr.resample(samples, self._own, self._rate)
-        self._samples += len(samples)
-        return samples
 
 
 def _load(spec: LoadSpec, report: Callable[[float], None]) -> Synthesizer:

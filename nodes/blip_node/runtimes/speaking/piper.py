@@ -59,6 +59,10 @@ class Piper:
         ) or [DEFAULT]
         self._pace = float(config.length_scale)
 
+    def read(self, sentence: str, *, lenient: bool) -> str | None:
+        """Return the sentence if espeak finds a sound in it. It reads every letter somehow."""
+        return sentence if any(self._voice.phonemize(sentence)) else None
+
     def begin(self, wishes: SpeechInput, voice: str, look: Callable[[], None]) -> Say:
         """Speak at the voice's own length of sounds divided by the speed.
 
@@ -80,7 +84,7 @@ class Piper:
                 spoken.append(chunk.audio_float_array)
                 tokens += len(chunk.phoneme_ids)
                 look()
-            return Spoken(numpy.concatenate(spoken or [numpy.zeros(0, numpy.float32)]), tokens)
+            return Spoken(numpy.concatenate(spoken), tokens)
 
         return say
 

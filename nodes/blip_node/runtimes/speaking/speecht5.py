@@ -48,22 +48,35 @@ class SpeechT5:
         decoder = self._network.speecht5.decoder.wrapped_decoder
         self._watched = Watched((decoder, self._vocoder))
 
+    def read(self, sentence: str, *, lenient: bool) -> Any | None:
+        """Return the ids of a sentence's characters, numbers as English words."""
+        ids = self._tokenizer(sentence, return_tensors="pt")["input_ids"]
+        limit = int(self._network.config.max_text_positions)
+        if ids.shape[1] > limit:
+            raise InvalidRequest(
+                f"'input': a sentence of {ids.shape[1]} tokens; this model reads {limit}.",
+                hint="Write shorter sentences.",
+                param="input",
+            )
+        unknown = self._tokenizer.unk_token_id
+        if unknown in ids and not lenient:
+            chars = [
+                char
+                for char in dict.fromkeys(sentence)
+                if char.isalnum() and unknown in self._tokenizer(char)["input_ids"]
+            ]
+            if chars:
+                raise unsayable(chars, "Write it with the letters of the voice's language.")
+        return ids
+
     def begin(self, wishes: SpeechInput, voice: str, look: Callable[[], None]) -> Say:
         """Speak with seeded dropout, which SpeechT5 has on purpose.
 
         It knows no speed: its spectrogram is stretched or pressed together in time.
         """
         sow = seeder(wishes.seed)
-        limit = int(self._network.config.max_text_positions)
 
-        def say(number: int, sentence: str) -> Spoken:
-            ids = self._read(sentence, lenient=wishes.lenient)
-            if ids.shape[1] > limit:
-                raise InvalidRequest(
-                    f"'input': a sentence of {ids.shape[1]} tokens; this model reads {limit}.",
-                    hint="Write shorter sentences.",
-                    param="input",
-                )
+        def say(number: int, ids: Any) -> Spoken:
             self._watched.look = look
             sow(number)
             device = self._network.device
@@ -75,21 +88,6 @@ class SpeechT5:
             return Spoken(samples.float().cpu().numpy(), int(ids.shape[1]))
 
         return say
-
-    def _read(self, sentence: str, *, lenient: bool) -> Any:
-        ids = self._tokenizer(sentence, return_tensors="pt")["input_ids"]
-        if lenient:
-            return ids
-        unknown = self._tokenizer.unk_token_id
-        if unknown in ids:
-            chars = [
-                char
-                for char in dict.fromkeys(sentence)
-                if char.isalnum() and unknown in self._tokenizer(char)["input_ids"]
-            ]
-            if chars:
-                raise unsayable(chars, "Write it with the letters of the voice's language.")
-        return ids
 
 
 def _stretched(spectrogram: Any, speed: float) -> Any:

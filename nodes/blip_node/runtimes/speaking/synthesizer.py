@@ -42,8 +42,8 @@ class Spoken(NamedTuple):
     tokens: int
 
 
-#: Says one sentence of a text, by its number from 0.
-Say = Callable[[int, str], Spoken]
+#: Says one sentence of a text: by its number from 0, what was read of it.
+Say = Callable[[int, Any], Spoken]
 
 
 class Synthesizer(Protocol):
@@ -57,6 +57,14 @@ class Synthesizer(Protocol):
     @property
     def voices(self) -> Sequence[str]:
         """Names; the first is the one for those who name none."""
+        ...
+
+    def read(self, sentence: str, *, lenient: bool) -> Any | None:
+        """Return what the model makes sound of in a sentence; None if there is nothing.
+
+        Raises :class:`~blip.errors.InvalidRequest` for what the voice has no sound for, unless
+        ``lenient``. Quick: it is done for a whole text before anything is said.
+        """
         ...
 
     def begin(self, wishes: SpeechInput, voice: str, look: Callable[[], None]) -> Say:

@@ -39,16 +39,20 @@ class Vits:
         self._watched = Watched((network.text_encoder, network.flow, network.decoder))
         self._reader = _Reader(self._tokenizer)
 
+    def read(self, sentence: str, *, lenient: bool) -> Any | None:
+        """Return the ids of a sentence's characters."""
+        text = self._reader.read(sentence, lenient=lenient)
+        if not text.strip():
+            return None
+        ids = self._tokenizer(text, return_tensors="pt")["input_ids"]
+        return ids if ids.shape[1] else None
+
     def begin(self, wishes: SpeechInput, voice: str, look: Callable[[], None]) -> Say:
         """Speak with seeded noise, at the model's own rate of speaking times the speed."""
         speaker = self.voices.index(voice) if len(self.voices) > 1 else None
         sow = seeder(wishes.seed)
 
-        def say(number: int, sentence: str) -> Spoken:
-            text = self._reader.read(sentence, lenient=wishes.lenient)
-            ids = self._tokenizer(text, return_tensors="pt")["input_ids"]
-            if not text.strip() or not ids.shape[1]:
-                return Spoken(torch.zeros(0).numpy(), 0)
+        def say(number: int, ids: Any) -> Spoken:
             self._watched.look = look
             sow(number)
             with torch.inference_mode():
