@@ -45,8 +45,8 @@ MOVE_LIMIT = 16.0
 FASTEST, SLOWEST = 1e-7, 1e4
 
 #: Seconds a unit on a device of speed 1, taken as a mid-range card of some years ago. Units are
-#: the kinds' own: output tokens, texts, seconds of audio, steps x megapixels. A first guess,
-#: replaced by the first run.
+#: the kinds' own: output tokens, texts, characters, seconds of audio, steps x megapixels. A first
+#: guess, replaced by the first run.
 DEFAULTS: dict[str, float] = {
     "chat": 1 / 40,
     "completion": 1 / 40,
@@ -55,7 +55,7 @@ DEFAULTS: dict[str, float] = {
     "rerank": 1 / 1000,
     "classification": 1 / 500,
     "image": 1 / 4,
-    "speech": 1 / 5,
+    "speech": 1 / 75,
     "transcription": 1 / 20,
     "translation": 1 / 20,
     # Its units are the seconds it was asked to take.

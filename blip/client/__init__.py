@@ -19,8 +19,9 @@ from blip.client.answers import (
 )
 from blip.client.connection import DEFAULT_URL
 from blip.client.operations import Progress
+from blip.client.speech import SpeechAnswer, SpeechStream
 from blip.client.stream import TextStream
-from blip.client.sync import Blip, SyncTextStream
+from blip.client.sync import Blip, SyncSpeechStream, SyncTextStream
 from blip.client.text import Messages
 
 __all__ = [
@@ -36,6 +37,9 @@ __all__ = [
     "Origin",
     "Picture",
     "Progress",
+    "SpeechAnswer",
+    "SpeechStream",
+    "SyncSpeechStream",
     "SyncTextStream",
     "TextAnswer",
     "TextStream",

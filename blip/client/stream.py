@@ -1,4 +1,4 @@
-"""Answers that come piece by piece, as server-sent events."""
+"""Answers that come piece by piece: as bytes, or as server-sent events."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = 5.0
 
 
-class EventReader:
-    """The data of each event of one streamed answer, in an ``async with`` block.
+class Reader:
+    """One streamed answer, in an ``async with`` block.
 
     The request is sent when the block is entered; leaving the block early closes the connection.
     """
@@ -39,9 +39,8 @@ class EventReader:
         self._body = body
         self._headers = headers
         self._response: aiohttp.ClientResponse | None = None
-        self._events = Events()
-        self._data: deque[str] = deque()
         self.origin = Origin()
+        self.media_type = ""
 
     async def __aenter__(self) -> Self:
         client = self._client
@@ -60,6 +59,7 @@ class EventReader:
             raise client._unreachable(error) from error
         self._response = response
         self.origin = Origin.of(response.headers)
+        self.media_type = response.headers.get("Content-Type", "")
         return self
 
     async def __aexit__(
@@ -72,29 +72,48 @@ class EventReader:
             # not release(): a connection with half an answer in it must not be used again
             self._response.close()
 
+    async def chunk(self) -> bytes:
+        """Return the next bytes, none after the last.
+
+        Raises :class:`~blip.errors.NodeLost` if the connection breaks off.
+        """
+        if self._response is None:
+            raise RuntimeError("iterate over a stream inside its `async with` block")
+        try:
+            return await self._response.content.readany()
+        except TimeoutError as error:
+            raise self._client._unreachable(error) from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise NodeLost(f"the stream broke off: {error}") from error
+
+
+class EventReader(Reader):
+    """The data of each event of one streamed answer."""
+
+    def __init__(
+        self,
+        client: Connection,
+        path: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(client, path, body, headers)
+        self._events = Events()
+        self._data: deque[str] = deque()
+
     async def next(self) -> str | None:
         """Return the data of the next event, None after the last.
 
         Raises :class:`~blip.errors.NodeLost` if the stream breaks off before its end.
         """
-        if self._response is None:
-            raise RuntimeError("iterate over a stream inside its `async with` block")
         while not self._data:
-            self._data += self._events.feed(await self._read(self._response))
+            chunk = await self.chunk()
+            if not chunk:
+                raise NodeLost("the stream broke off before its end")
+            self._data += self._events.feed(chunk)
         if self._data[0] == "[DONE]":
             return None
         return self._data.popleft()
-
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        try:
-            chunk = await response.content.readany()
-        except TimeoutError as error:
-            raise self._client._unreachable(error) from error
-        except aiohttp.ClientError as error:
-            raise NodeLost(f"the stream broke off: {error}") from error
-        if not chunk:
-            raise NodeLost("the stream broke off before its end")
-        return chunk
 
 
 class TextStream:

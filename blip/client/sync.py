@@ -17,6 +17,7 @@ from blip.client.answers import (
     Origin,
     TextAnswer,
 )
+from blip.client.speech import SpeechAnswer, SpeechStream
 from blip.client.stream import TextStream
 from blip.client.text import Messages
 
@@ -109,6 +110,14 @@ class Blip:
         """Paint pictures; see :meth:`blip.client.AsyncBlip.image` for the options."""
         return self._wait(self._client.image(model, prompt, **options))
 
+    def speak(self, model: str, text: str, **options: Any) -> SpeechAnswer:
+        """Say a text; see :meth:`blip.client.AsyncBlip.speak` for the options."""
+        return self._wait(self._client.speak(model, text, **options))
+
+    def speak_stream(self, model: str, text: str, **options: Any) -> SyncSpeechStream:
+        """Say a text; return its audio file piece by piece, as it is made."""
+        return SyncSpeechStream(self, self._client.speak_stream(model, text, **options))
+
     def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given."""
         return self._wait(self._client.echo(text, model=model, **options))
@@ -194,4 +203,41 @@ class SyncTextStream:
             yield piece
 
     async def _next(self) -> str | None:
+        return await anext(self._stream, None)
+
+
+class SyncSpeechStream:
+    """As :class:`~blip.client.SpeechStream`, with ``with`` and ``for``."""
+
+    def __init__(self, client: Blip, stream: SpeechStream) -> None:
+        self._client = client
+        self._stream = stream
+
+    @property
+    def origin(self) -> Origin:
+        """Who answers; known once the block is entered."""
+        return self._stream.origin
+
+    @property
+    def media_type(self) -> str:
+        """What kind of file it is; known once the block is entered."""
+        return self._stream.media_type
+
+    def __enter__(self) -> Self:
+        self._client._wait(self._stream.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._client._wait(self._stream.__aexit__(kind, error, trace))
+
+    def __iter__(self) -> Iterator[bytes]:
+        while (piece := self._client._wait(self._next())) is not None:
+            yield piece
+
+    async def _next(self) -> bytes | None:
         return await anext(self._stream, None)

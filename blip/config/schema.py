@@ -342,9 +342,10 @@ class ModelConfig(Section):
 
     source: str = Field(
         min_length=1,
-        description="Where its files are: a folder, a .gguf file, `hf:org/name[@revision]`, "
-        "`package:distribution[/path]` for weights that an installed Python package ships, "
-        "`openai:UPSTREAM/model` for one of an engine in `[upstreams]`, or `builtin:echo`.",
+        description="Where its files are: a folder, a .gguf or .onnx file, "
+        "`hf:org/name[@revision]`, `package:distribution[/path]` for weights that an installed "
+        "Python package ships, `openai:UPSTREAM/model` for one of an engine in `[upstreams]`, "
+        "or `builtin:echo`.",
     )
     kinds: list[str] = Field(
         default_factory=list, description="What it is for. Empty: what its files say."

@@ -21,6 +21,7 @@ from blip.gateway.routes import (
     ollama,
     original,
     responses,
+    speech,
     tasks,
     transcriptions,
 )
@@ -44,6 +45,7 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
         *embeddings.OPERATIONS,
         *images.OPERATIONS,
         *transcriptions.OPERATIONS,
+        *speech.OPERATIONS,
         *models.OPERATIONS,
         *mesh_routes.OPERATIONS,
         *operation_routes.OPERATIONS,

@@ -13,6 +13,7 @@ from blip.kinds.completion import COMPLETION
 from blip.kinds.echo import ECHO
 from blip.kinds.embedding import EMBEDDING
 from blip.kinds.image import IMAGE
+from blip.kinds.speech import SPEECH
 from blip.kinds.transcription import TRANSCRIPTION, TRANSLATION
 
 #: Every built-in kind by name.
@@ -25,6 +26,7 @@ KINDS: dict[str, Kind] = {
         IMAGE,
         TRANSCRIPTION,
         TRANSLATION,
+        SPEECH,
         ECHO,
     )
 }

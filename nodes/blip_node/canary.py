@@ -21,6 +21,7 @@ from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput
 from blip.kinds.pictures import read_header
+from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, delta_from_wire, finish_from_wire
 from blip.kinds.transcription import TranscriptionInput, transcript_from_wire
 from blip.protocol.messages import TASK_ID_BYTES, Submit
@@ -35,6 +36,10 @@ TIMEOUT = 300.0
 WINDOW = 1024 * 1024
 
 _ASKED = "1, 2, 3,"
+
+#: Voices read the script of their language, and often no digits. This has a word of most scripts
+#: in one sentence; each voice says what it can.
+_COUNTED = "one, один, ένα, واحد, אחת, एक, এক, ஒன்று, หนึ่ง, 一, 하나, いち, አንድ, ერთი, մեկ"
 
 
 def _check_text(parts: list[bytes], end: bytes) -> str:
@@ -86,6 +91,14 @@ def _tone() -> bytes:
     return written.getvalue()
 
 
+def _check_speech(parts: list[bytes], end: bytes) -> str:
+    # the runtime itself fails samples that are no numbers
+    samples = b"".join((*parts, end))
+    if not samples or len(samples) % 2:
+        return "its answer is no audio"
+    return "" if any(samples) else "its answer is silence"
+
+
 def _check_echo(parts: list[bytes], end: bytes) -> str:
     return "" if end == _ASKED.encode() else "its answer is not what was sent"
 
@@ -116,6 +129,7 @@ QUESTIONS: dict[str, Question] = {
     "transcription": Question(
         TranscriptionInput(file=_tone(), temperature=0.01, seed=0), _check_transcript
     ),
+    "speech": Question(SpeechInput(text=_COUNTED, format="pcm", lenient=True), _check_speech),
     "echo": Question(EchoInput(text=_ASKED), _check_echo),
 }
 

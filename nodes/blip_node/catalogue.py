@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 #: Tasks that a replica runs at once where nothing is configured, by kind. Text is batched: a pass
 #: for 32 rows takes little longer than for one, until their attention costs what the weights do;
-#: an embedding batches what it has; images are painted and sounds heard one by one; an echo
-#: waits.
+#: an embedding batches what it has; images are painted and sounds heard one by one; of two
+#: texts one is spoken while the other's audio is taken; an echo waits.
 SLOTS = {
     "chat": 32,
     "completion": 32,
@@ -31,6 +31,7 @@ SLOTS = {
     "image": 1,
     "transcription": 1,
     "translation": 1,
+    "speech": 2,
     "echo": 256,
 }
 

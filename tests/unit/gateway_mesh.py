@@ -36,6 +36,7 @@ from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput, Step, step_to_wire
+from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
 from blip.protocol.messages import (
     Advert,
@@ -291,6 +292,17 @@ async def painter(value: ImageInput) -> Work:
     yield Answer(png(width, height, seed), usage, 1.0)
 
 
+async def speaker(value: SpeechInput) -> Work:
+    """Say the words one by one, as bytes that say who speaks; the last comes with the end."""
+    *words, last = value.text.split()
+    for number, word in enumerate(words):
+        yield f"{word}/{value.voice}/{value.speed:g} ".encode()
+        if number % 3 == 0:
+            await asyncio.sleep(0)
+    usage = {"prompt_tokens": len(words) + 1, "samples": 24_000, "sample_rate": 16_000}
+    yield Answer(f"{last}/{value.voice}/{value.speed:g}".encode(), usage, 1.0)
+
+
 def failing(error: Exception, after: int = 0) -> Node:
     """A model that says ``after`` words and then fails."""
 
@@ -328,6 +340,7 @@ def mesh() -> MemoryMesh:
             "embedder": embedder,
             "echo": echoer,
             "toy-shapes": painter,
+            "joe": speaker,
             "endless": endless(),
             "silent": silent,
         }

@@ -251,7 +251,7 @@ class TestDescribe:
 
 class TestLocal:
     def test_a_path_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelLoadFailed, match=r"no folder or \.gguf file") as caught:
+        with pytest.raises(ModelLoadFailed, match=r"no folder, \.gguf or \.onnx file") as caught:
             describe(ModelSpec("m", str(tmp_path / "x")))
         assert caught.value.hint == ""
         with pytest.raises(ModelLoadFailed) as caught:

@@ -47,6 +47,7 @@ class Head(NamedTuple):
 
 HEADS: tuple[Head, ...] = (
     Head(("ForCausalLM", "LMHeadModel"), ("chat", "completion"), "causal language models"),
+    Head(("VitsModel", "SpeechT5ForTextToSpeech"), ("speech",), "speech models"),
     Head(("ForMaskedLM",), ("embedding",), "text encoders"),
     Head(
         ("WhisperForConditionalGeneration",),

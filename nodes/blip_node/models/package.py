@@ -15,7 +15,7 @@ from blip_node.models.spec import Package
 
 
 def find_package(source: Package) -> Path:
-    """Return the transformers folder or the ``.gguf`` file inside a distribution.
+    """Return the transformers folder, ``.gguf`` file or voice of Piper inside a distribution.
 
     Raises :class:`~blip.errors.ModelLoadFailed` with the pip command when it is not installed,
     and with the choices when it holds more than one model.
@@ -31,8 +31,8 @@ def find_package(source: Package) -> Path:
     inside = f" under {source.inside}" if source.inside else ""
     if not models:
         raise ModelLoadFailed(
-            f"the Python package {name} holds no model{inside}: neither a folder with config.json "
-            "and safetensors or model.bin nor a .gguf file"
+            f"the Python package {name} holds no model{inside}: no folder with config.json "
+            "and safetensors or model.bin, no .gguf file and no .onnx file of Piper"
         )
     choices = ", ".join(f"package:{name}/{model.as_posix()}" for model in models)
     raise ModelLoadFailed(
@@ -79,3 +79,6 @@ def _models(distribution: importlib.metadata.Distribution) -> Iterator[Path]:
     yield from folders
     if not folders:
         yield from (file for file in files if file.suffix == ".gguf")
+        # a voice has its description beside it; an .onnx file without one could be anything
+        described = {file.with_suffix("") for file in files if file.suffix == ".json"}
+        yield from (file for file in files if file.suffix == ".onnx" and file in described)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from blip.errors import ModelLoadFailed
-from blip_node.models import ctranslate, gguf, hub, pipeline, weights
+from blip_node.models import ctranslate, gguf, hub, pipeline, piper, weights
 from blip_node.models.files import read_object
 from blip_node.models.snapshot import CONVERTED_DTYPE, folders, locate
 from blip_node.models.spec import Fileless, Hub, ModelSpec, parse_source
@@ -38,7 +38,9 @@ def prepare(
     download: bool = False,
     cache: Path | None = None,
 ) -> Path:
-    """Return a local folder that ``from_pretrained`` loads; blocking, so call it in a thread.
+    """Return a local folder that ``from_pretrained`` loads, or the ``.onnx`` file of a voice.
+
+    Blocking, so call it in a thread.
 
     A GGUF file is converted once to bfloat16 safetensors under ``data_dir/converted``, a Whisper
     model of CTranslate2 to safetensors of its own precision, by a child process; agents that want
@@ -80,6 +82,8 @@ def prepare(
             needed,
         )
         path = _converted(work, data_dir / "converted", report)
+    elif path.suffix == ".onnx":
+        piper.read_voice(path)
     elif pipeline.is_pipeline(path):
         pipeline.shards(path)
     else:

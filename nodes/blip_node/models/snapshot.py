@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from blip.errors import ConfigError, ModelLoadFailed
-from blip_node.models import ctranslate, gguf, hub, package, pipeline, weights
+from blip_node.models import ctranslate, gguf, hub, package, pipeline, piper, weights
 from blip_node.models.abilities import OFFSET_POSITIONS, abilities, served
 from blip_node.models.files import positive, read_object
 from blip_node.models.means import BITS, GROUP_SHARE, OF_PIPELINES, PLAIN, Means
@@ -140,17 +140,15 @@ def describe(spec: ModelSpec, cache: Path | None = None) -> Description:
         whisper = ctranslate.find(folders(spec, path))
         if whisper is not None:
             found = _describe_ctranslate(spec, whisper)
-        elif path.suffix == ".gguf":
-            found = _describe_gguf(spec, path)
         else:
-            found = _describe(spec, path)
+            found = _SINGLE_FILES.get(path.suffix, _describe)(spec, path)
     except ModelLoadFailed as error:
         raise ModelLoadFailed(f"model '{spec.name}': {error.message}", hint=error.hint) from None
     return found
 
 
 def locate(spec: ModelSpec, cache: Path | None = None) -> Path | None:
-    """Return the model's folder or ``.gguf`` file; None for a hub model that is not on disk.
+    """Return the model's folder or single file; None for a hub model that is not on disk.
 
     Raises :class:`~blip.errors.ModelLoadFailed` when there is nothing at a path or in a package.
     """
@@ -182,24 +180,24 @@ def folders(spec: ModelSpec, path: Path) -> list[Path]:
 
 
 def _locate_local(spec: ModelSpec, path: Path) -> Path:
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix in _SINGLE_FILES and path.is_file():
         return path.absolute()
     if not path.is_dir():
         raise ModelLoadFailed(
-            f"model '{spec.name}': there is no folder or .gguf file {path}",
+            f"model '{spec.name}': there is no folder, .gguf or .onnx file {path}",
             hint=f"For a Hugging Face model write hf:{spec.source}."
             if spec.source.count("/") == 1 and not path.is_absolute()
             else "",
         )
-    ggufs = sorted(path.glob("*.gguf"))
-    if (path / "config.json").is_file() or pipeline.is_pipeline(path) or not ggufs:
+    files = sorted(path.glob("*.gguf")) or piper.voice_files(path)
+    if (path / "config.json").is_file() or pipeline.is_pipeline(path) or not files:
         return path.absolute()
-    if len(ggufs) > 1:
+    if len(files) > 1:
         raise ModelLoadFailed(
-            f"model '{spec.name}': {path} holds {len(ggufs)} .gguf files",
-            hint=f"Name one of them: {', '.join(str(file) for file in ggufs)}.",
+            f"model '{spec.name}': {path} holds {len(files)} {files[0].suffix} files",
+            hint=f"Name one of them: {', '.join(str(file) for file in files)}.",
         )
-    return ggufs[0].absolute()
+    return files[0].absolute()
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -375,12 +373,32 @@ def _describe_gguf(spec: ModelSpec, path: Path) -> Description:
     )
 
 
+def _describe_piper(spec: ModelSpec, path: Path) -> Description:
+    voice = piper.read_voice(path)
+    return Description(
+        spec.name,
+        spec.source,
+        _kinds(spec, ("speech",), "piper"),
+        path=str(path),
+        architecture=f"piper {voice.language}".rstrip(),
+        # all but a few kilobytes of such a file are weights, and voices are stored in float32
+        counts={"F32": path.stat().st_size // 4},
+    )
+
+
+#: Models that are one file, by its ending; every other is a folder.
+_SINGLE_FILES: Mapping[str, Callable[[ModelSpec, Path], Description]] = {
+    ".gguf": _describe_gguf,
+    ".onnx": _describe_piper,
+}
+
+
 def _kinds(spec: ModelSpec, able: tuple[str, ...], architecture: str) -> tuple[str, ...]:
     """Return what the model will serve: what it is able to, narrowed by the spec."""
     if not able:
         raise ModelLoadFailed(
             f"blip has no runtime for the architecture {architecture}",
-            hint=f"It runs {served()} and diffusers pipelines (image).",
+            hint=f"It runs {served()} diffusers pipelines (image) and voices of Piper (speech).",
         )
     if spec.kinds is None:
         return able

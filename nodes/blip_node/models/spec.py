@@ -32,7 +32,7 @@ _SCHEME = re.compile(r"([a-z]+):(.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A folder that ``from_pretrained`` accepts, or a single ``.gguf`` file."""
+    """A folder that ``from_pretrained`` accepts, or a single ``.gguf`` or ``.onnx`` file."""
 
     path: Path
 
@@ -170,7 +170,7 @@ def parse_source(source: str, model: str = "") -> Source:
     raise ConfigError(
         f"model '{model}': source {source!r} is not one that blip knows",
         param="source",
-        hint="Write a folder, a .gguf file, hf:org/name[@revision], "
+        hint="Write a folder, a .gguf or .onnx file, hf:org/name[@revision], "
         "package:distribution[/sub/path], package:part-1+part-2, openai:upstream/model or "
         "builtin:echo.",
     )

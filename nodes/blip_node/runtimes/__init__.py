@@ -16,6 +16,7 @@ RUNTIMES: dict[str, str] = {
     "image": "blip_node.runtimes.image:ImageRuntime",
     "transcription": "blip_node.runtimes.transcription:TranscriptionRuntime",
     "translation": "blip_node.runtimes.transcription:TranscriptionRuntime",
+    "speech": "blip_node.runtimes.speech:SpeechRuntime",
     "echo": "blip_node.runtimes.echo:EchoRuntime",
 }
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from blip.errors import Cancelled, WorkerCrashed
-from blip_node.runtimes.base import Job, Outcome
+from blip_node.runtimes.base import Job
 from blip_node.runtimes.loading import failure
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class Lane:
             self.close()
             raise
 
-    async def run(self, job: Job, work: Callable[[Job], Outcome]) -> Outcome:
+    async def run(self, job: Job, work: Callable[[Job], T]) -> T:
         """Return what ``work`` makes of a job; it should call :meth:`look` between its steps.
 
         Raises a :class:`~blip.errors.BlipError`: whatever else it raises is explained by
@@ -57,7 +57,7 @@ class Lane:
         self._closed = True
         self._thread.shutdown(wait=True)
 
-    def _work(self, job: Job, work: Callable[[Job], Outcome]) -> Outcome:
+    def _work(self, job: Job, work: Callable[[Job], T]) -> T:
         self.look(job)
         try:
             return work(job)

@@ -1,0 +1,147 @@
+"""Speech through the whole mesh: real nodes, a real gateway, and OpenAI's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import openai
+import pytest
+import soundfile
+
+from blip.errors import Cancelled, NodeLost
+from blip.gateway.settings import GatewaySettings
+from blip.kinds.speech import PCM_RATE, SpeechInput
+from tests.mesh.rig import Rig
+from tests.models.random_voices import RATE, make_vits
+from tests.unit.gateway_mesh import served
+
+TEXT = "the quick brown fox is here. and then the lazy dog comes over to it. and why not?"
+#: Long enough that somebody can go away, or die, in the middle of it.
+LONG = "and the lazy dog comes over to the quick brown fox once more. " * 120
+
+
+@contextlib.asynccontextmanager
+async def client_of(rig: Rig) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with (
+        served(rig.dispatcher, GatewaySettings()) as origin,
+        openai.AsyncOpenAI(base_url=f"{origin}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client
+
+
+def heard(file: bytes, format: str) -> tuple[Any, int]:
+    """Decode what was said; check that it is something."""
+    if format == "pcm":
+        samples, rate = numpy.frombuffer(file, "<i2") / 32768, PCM_RATE
+    else:
+        samples, rate = soundfile.read(io.BytesIO(file))
+    assert samples.ndim == 1
+    assert numpy.isfinite(samples).all()
+    assert samples.std() > 0.01
+    return samples, rate
+
+
+async def test_speech(tmp_path: Path) -> None:
+    """One mesh for all: bringing one up takes longer than everything it says."""
+    models = {"voice": {"source": str(make_vits(tmp_path / "voice", speakers=3)), "preload": True}}
+    async with Rig(nodes=2, models=models) as rig:
+        await openais_client_gets_every_format(rig)
+        await pieces_come_while_the_rest_is_made(rig)
+        await a_node_that_dies_in_the_middle_is_an_error(rig)
+        await going_away_frees_the_voice(rig)  # one node is left
+
+
+async def openais_client_gets_every_format(rig: Rig) -> None:
+    async with client_of(rig) as client:
+
+        async def say(**fields: Any) -> bytes:
+            asked: dict[str, Any] = {"input": TEXT, "voice": "alloy", **fields}
+            extra = {"seed": asked.pop("seed", 5)}
+            answer = await client.audio.speech.create(model="voice", extra_body=extra, **asked)
+            return answer.content
+
+        wav, rate = heard(await say(response_format="wav"), "wav")
+        assert rate == RATE
+        seconds = len(wav) / rate
+        for format, wanted in (("mp3", RATE), ("opus", RATE), ("flac", RATE), ("pcm", PCM_RATE)):
+            samples, rate = heard(await say(response_format=format), format)
+            assert rate == wanted, format
+            assert len(samples) / rate == pytest.approx(seconds, abs=0.2), format
+            if format == "flac":
+                assert abs(samples - wav).max() < 1e-4
+        assert await say() == await say(response_format="mp3")  # mp3, as with OpenAI
+
+        again, _ = heard(await say(response_format="wav"), "wav")
+        assert (again == wav).all()
+        other, _ = heard(await say(response_format="wav", seed=6), "wav")
+        assert len(other) != len(wav) or (other != wav).any()
+        fast, _ = heard(await say(response_format="wav", speed=2.0), "wav")
+        assert len(fast) == pytest.approx(len(wav) / 2, rel=0.15)
+        second, _ = heard(await say(response_format="wav", voice="1"), "wav")
+        assert len(second) != len(wav) or (second != wav).any()
+
+        for field, fields, says in (
+            ("voice", {"voice": "nobody"}, "0, 1, 2"),
+            ("input", {"input": "hello. größe, 日本"}, "本"),
+            ("input", {"input": "... !"}, "nothing"),
+            ("response_format", {"response_format": "aac"}, "opus"),
+        ):
+            with pytest.raises(openai.BadRequestError) as caught:
+                await say(**fields)
+            body: Any = caught.value.body
+            assert body["param"] == field
+            assert says in body["message"] + str(body["hint"])
+
+
+async def pieces_come_while_the_rest_is_made(rig: Rig) -> None:
+    asked = SpeechInput(text=TEXT, seed=5)
+    call = rig.call("speech", "voice", asked)
+    parts = [bytes(part) async for batch in call.parts() for part in batch]
+    answer = await call.answer()
+    assert len(parts) >= 3  # a sentence each at least
+    streamed, _ = heard(b"".join([*parts, answer.payload]), "wav")
+    assert answer.usage["samples"] == len(streamed)
+    call = rig.call("speech", "voice", asked.model_copy(update={"whole": True}))
+    whole = await call.answer()
+    assert [part async for part in call.parts()] == []
+    assert (heard(bytes(whole.payload), "wav")[0] == streamed).all()
+
+
+async def a_node_that_dies_in_the_middle_is_an_error(rig: Rig) -> None:
+    async with client_of(rig) as client:
+        asked = client.audio.speech.with_streaming_response.create(
+            model="voice", voice="alloy", input=LONG, response_format="wav"
+        )
+        async with asked as response:
+            pieces = response.iter_bytes(1024)
+            assert (await anext(pieces)).startswith(b"RIFF")
+            name = response.headers["X-Blip-Node"]
+            await next(node for node in rig.nodes if node.name == name).kill()
+            # whatever HTTP library the client uses: it says that this was not all
+            with pytest.raises(Exception, match=r"incomplete|closed|Connection|reset"):
+                async for _ in pieces:
+                    pass
+    last = next(view for view in rig.dispatcher.tasks() if view.state == "failed")
+    assert (last.node, last.attempt) == (name, 1)
+    # one that had delivered nothing would have been said by the other node
+    call = rig.call("speech", "voice", SpeechInput(text=TEXT, seed=5, whole=True))
+    assert len((await call.answer()).payload) > 10_000
+    assert call.node != name
+
+
+async def going_away_frees_the_voice(rig: Rig) -> None:
+    calls = [rig.call("speech", "voice", SpeechInput(text=LONG)) for _ in range(2)]
+    await asyncio.gather(*(call.started() for call in calls))
+    waiting = rig.call("speech", "voice", SpeechInput(text=TEXT, whole=True))
+    for call in calls:
+        call.cancel()
+    assert len((await waiting.answer()).payload) > 10_000
+    for call in calls:
+        with pytest.raises((Cancelled, NodeLost)):
+            await call.answer()
