@@ -28,11 +28,15 @@ _BOTH = 0.5
 BANDWIDTH: dict[str, float] = {
     "chat": _TOKENS,
     "completion": _TOKENS,
-    "vision": _TOKENS,
+    "caption": _TOKENS,
     "embedding": _PASS,
     "rerank": _PASS,
     "classification": _PASS,
     "image": _PASS,
+    "detection": _PASS,
+    "image-classification": _PASS,
+    "depth": _PASS,
+    "segmentation": _PASS,
     "speech": _BOTH,
     "transcription": _BOTH,
 }

@@ -8,13 +8,29 @@ rates count in.
 from __future__ import annotations
 
 from blip.kinds.base import Kind, TaskInput, input_from_wire, input_to_wire
+from blip.kinds.caption import CAPTION
 from blip.kinds.chat import CHAT
 from blip.kinds.completion import COMPLETION
 from blip.kinds.echo import ECHO
 from blip.kinds.embedding import EMBEDDING
 from blip.kinds.image import IMAGE
+from blip.kinds.vision import DEPTH, DETECTION, IMAGE_CLASSIFICATION, SEGMENTATION
 
 #: Every built-in kind by name.
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (CHAT, COMPLETION, EMBEDDING, IMAGE, ECHO)}
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        CHAT,
+        COMPLETION,
+        EMBEDDING,
+        IMAGE,
+        CAPTION,
+        DETECTION,
+        IMAGE_CLASSIFICATION,
+        DEPTH,
+        SEGMENTATION,
+        ECHO,
+    )
+}
 
 __all__ = ["KINDS", "Kind", "TaskInput", "input_from_wire", "input_to_wire"]
