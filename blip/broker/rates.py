@@ -50,12 +50,17 @@ FASTEST, SLOWEST = 1e-7, 1e4
 DEFAULTS: dict[str, float] = {
     "chat": 1 / 40,
     "completion": 1 / 40,
-    "vision": 1 / 40,
+    "caption": 1 / 40,
     "embedding": 1 / 2000,
     "rerank": 1 / 1000,
     "classification": 1 / 500,
     "image": 1 / 4,
     "speech": 1 / 75,
+    # Pictures: a pass of an encoder of 100 to 300 million weights, and what is made of it.
+    "detection": 1 / 20,
+    "image-classification": 1 / 50,
+    "depth": 1 / 20,
+    "segmentation": 1 / 10,
     "transcription": 1 / 20,
     "translation": 1 / 20,
     # Its units are the seconds it was asked to take.

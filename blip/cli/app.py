@@ -11,6 +11,7 @@ from blip.cli.verbs import (  # noqa: F401
     text,
     image,
     speech,
+    see,
     look,
     operate,
     settings,

@@ -24,9 +24,11 @@ app = typer.Typer(
 )
 config_app = typer.Typer(**_EVERY_APP, help="Show and check the settings.")
 key_app = typer.Typer(**_EVERY_APP, help="Make API keys.")
+see_app = typer.Typer(**_EVERY_APP, help="Say what is in pictures.")
 bench_app = typer.Typer(**_EVERY_APP, help="Measure this machine's mesh.")
 app.add_typer(config_app, name="config")
 app.add_typer(key_app, name="key")
+app.add_typer(see_app, name="see")
 app.add_typer(bench_app, name="bench")
 
 ConfigFile = Annotated[

@@ -23,20 +23,36 @@ from blip.client.speech import SpeechAnswer, SpeechStream
 from blip.client.stream import TextStream
 from blip.client.sync import Blip, SyncSpeechStream, SyncTextStream
 from blip.client.text import Messages
+from blip.client.vision_answers import (
+    CaptionAnswer,
+    DepthAnswer,
+    Detection,
+    DetectionAnswer,
+    LabelAnswer,
+    Segment,
+    SegmentAnswer,
+)
 
 __all__ = [
     "DEFAULT_URL",
     "AsyncBlip",
     "Blip",
+    "CaptionAnswer",
+    "DepthAnswer",
+    "Detection",
+    "DetectionAnswer",
     "EchoAnswer",
     "EmbeddingAnswer",
     "GatewayUnreachable",
     "ImageAnswer",
+    "LabelAnswer",
     "Messages",
     "ModelInfo",
     "Origin",
     "Picture",
     "Progress",
+    "Segment",
+    "SegmentAnswer",
     "SpeechAnswer",
     "SpeechStream",
     "SyncSpeechStream",

@@ -8,9 +8,18 @@ from blip.client.mesh import MeshClient
 from blip.client.operations import OperationsClient
 from blip.client.speech import SpeechClient
 from blip.client.text import TextClient
+from blip.client.vision import VisionClient
 
 
-class AsyncBlip(MeshClient, TextClient, ImageClient, SpeechClient, EchoClient, OperationsClient):
+class AsyncBlip(
+    MeshClient,
+    TextClient,
+    ImageClient,
+    SpeechClient,
+    VisionClient,
+    EchoClient,
+    OperationsClient,
+):
     """A gateway's clients' side. Use it as a context manager, or ``close()`` it.
 
     ``url`` and ``api_key`` default to ``$BLIP_URL`` (else this machine's gateway) and

@@ -20,6 +20,13 @@ from blip.client.answers import (
 from blip.client.speech import SpeechAnswer, SpeechStream
 from blip.client.stream import TextStream
 from blip.client.text import Messages
+from blip.client.vision_answers import (
+    CaptionAnswer,
+    DepthAnswer,
+    DetectionAnswer,
+    LabelAnswer,
+    SegmentAnswer,
+)
 
 T = TypeVar("T")
 
@@ -117,6 +124,32 @@ class Blip:
     def speak_stream(self, model: str, text: str, **options: Any) -> SyncSpeechStream:
         """Say a text; return its audio file piece by piece, as it is made."""
         return SyncSpeechStream(self, self._client.speak_stream(model, text, **options))
+
+    def caption(
+        self, model: str, image: bytes, prompt: str | None = None, **options: Any
+    ) -> CaptionAnswer:
+        """Say what a picture shows; options as :meth:`AsyncBlip.caption`'s."""
+        return self._wait(self._client.caption(model, image, prompt, **options))
+
+    def detect(
+        self, model: str, image: bytes, labels: Sequence[str] | None = None, **options: Any
+    ) -> DetectionAnswer:
+        """Find things in a picture; options as :meth:`AsyncBlip.detect`'s."""
+        return self._wait(self._client.detect(model, image, labels, **options))
+
+    def classify_image(
+        self, model: str, image: bytes, labels: Sequence[str] | None = None, **options: Any
+    ) -> LabelAnswer:
+        """Name a picture; options as :meth:`AsyncBlip.classify_image`'s."""
+        return self._wait(self._client.classify_image(model, image, labels, **options))
+
+    def depth(self, model: str, image: bytes, **options: Any) -> DepthAnswer:
+        """Tell how far away each pixel of a picture is."""
+        return self._wait(self._client.depth(model, image, **options))
+
+    def segment(self, model: str, image: bytes, **options: Any) -> SegmentAnswer:
+        """Cut a picture up; options as :meth:`AsyncBlip.segment`'s."""
+        return self._wait(self._client.segment(model, image, **options))
 
     def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given."""

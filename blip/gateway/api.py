@@ -134,10 +134,10 @@ class Api:
             described["parameters"] = parameters
         if operation.body is not None:
             content = {"schema": refs[operation.body.__name__], "example": operation.example}
-            described["requestBody"] = {
-                "required": True,
-                "content": {operation.body.media: content},
-            }
+            medias = {operation.body.media: content}
+            if getattr(operation.body, "json_too", False):
+                medias["application/json"] = {"schema": content["schema"]}
+            described["requestBody"] = {"required": True, "content": medias}
         if self.secured and not operation.public:
             described["security"] = [{"key": []}, {"x_api_key": []}]
         return described

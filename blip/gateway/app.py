@@ -24,6 +24,7 @@ from blip.gateway.routes import (
     speech,
     tasks,
     transcriptions,
+    vision,
 )
 from blip.gateway.routes import mesh as mesh_routes
 from blip.gateway.routes import operations as operation_routes
@@ -46,6 +47,7 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
         *images.OPERATIONS,
         *transcriptions.OPERATIONS,
         *speech.OPERATIONS,
+        *vision.OPERATIONS,
         *models.OPERATIONS,
         *mesh_routes.OPERATIONS,
         *operation_routes.OPERATIONS,

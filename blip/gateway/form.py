@@ -10,12 +10,13 @@ from typing import Any, ClassVar, TypeVar
 from aiohttp import BodyPartReader, web
 from pydantic import GetJsonSchemaHandler, PrivateAttr, ValidationError
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, from_json
 
 from blip.errors import InvalidRequest
-from blip.gateway.body import check_length, explain, too_large
+from blip.gateway.body import check_length, explain, parse_body, too_large
 from blip.gateway.envelope import UnsupportedMediaType
 from blip.gateway.fields import Request
+from blip.gateway.upload import decode_file
 
 FormT = TypeVar("FormT", bound="FormRequest")
 
@@ -48,6 +49,8 @@ class FormRequest(Request):
     media: ClassVar[str] = "multipart/form-data"
     files: ClassVar[Mapping[str, File]] = {}
     lists: ClassVar[Mapping[str, Choices]] = {}
+    #: Whether it may be sent as JSON as well, with files in base64 or as ``data:`` URLs.
+    json_too: ClassVar[bool] = False
 
     _uploads: dict[str, bytes] = PrivateAttr(default_factory=dict)
     _chosen: dict[str, list[str]] = PrivateAttr(default_factory=dict)
@@ -90,6 +93,8 @@ async def read_form(request: web.Request, model: type[FormT], limit: int) -> For
 
     Raises :class:`~blip.errors.InvalidRequest` and its kin, naming the field.
     """
+    if model.json_too and request.content_type == "application/json":
+        return await _read_json(request, model, limit)
     if request.content_type != "multipart/form-data":
         raise UnsupportedMediaType(
             f"The body is declared as {request.content_type}; this route takes "
@@ -174,10 +179,43 @@ def _parse(fields: dict[str, str], uploads: dict[str, bytes], model: type[FormT]
         body = model.model_validate_strings(given)
     except ValidationError as error:
         raise explain(error, model, json.dumps(given).encode()) from None
+    _check_required(model, uploads)
+    body._uploads = uploads
+    return body
+
+
+async def _read_json(request: web.Request, model: type[FormT], limit: int) -> FormT:
+    check_length(request, limit)
+    try:
+        data = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise too_large(limit) from None
+    except web.RequestPayloadError as error:
+        raise InvalidRequest(f"The body could not be read: {error}.") from None
+    try:
+        document = from_json(data)
+    except ValueError as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest("The body is not a JSON object.")
+    uploads = {}
+    for name in model.files:
+        content = document.pop(name, None)
+        if content is None:
+            continue
+        if not isinstance(content, str):
+            raise InvalidRequest(f"'{name}' is not base64: it is not a string.", param=name)
+        uploads[name] = decode_file(content, name)
+    _check_required(model, uploads)
+    body = parse_body(json.dumps(document).encode(), model)
+    body._uploads = uploads
+    body.check()
+    return body
+
+
+def _check_required(model: type[FormRequest], uploads: Mapping[str, bytes]) -> None:
     for name, file in model.files.items():
         if file.required and name not in uploads:
             raise InvalidRequest(
                 f"'{name}' is missing.", hint=f"Send a file: -F {name}=@PATH", param=name
             )
-    body._uploads = uploads
-    return body

@@ -1,14 +1,15 @@
-"""Content in parts, as Responses and Messages have it: text is read, other types are refused."""
+"""Content in parts, as Responses and Messages have it: text and pictures; others are refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, NoReturn
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, NamedTuple, NoReturn
 
 from pydantic import ConfigDict
 
 from blip.errors import InvalidRequest, UnsupportedField
 from blip.gateway.fields import Request
+from blip.kinds.chat import MAX_MESSAGE_PICTURES, ChatPicture
 
 
 class Typed(Request):
@@ -62,9 +63,58 @@ class Part(Typed):
             raise InvalidRequest(f"'{at}{name}' is missing from this part.", param=at + name)
         return text
 
+    def picture(self, at: str) -> bytes | None:
+        """Return the file of a part that is a picture, None for all others.
 
-def paragraphs(content: str | list[Part], at: str) -> str:
-    """Return the text of a content; several parts become paragraphs. ``at`` is the content's."""
+        Raises :class:`~blip.errors.InvalidRequest` for what is no picture.
+        """
+        return None
+
+    def piece(self, at: str) -> str | bytes:
+        """Return the text, or the file of the picture."""
+        found = self.picture(at)
+        return self.plain(at) if found is None else found
+
+
+class Content(NamedTuple):
+    """What a message says, as models get it: see :class:`blip.kinds.chat.ChatMessage`."""
+
+    text: str
+    pictures: list[ChatPicture]
+
+    def followed(self, more: Content) -> Content:
+        """Return this and then that, as one."""
+        moved = [
+            picture.model_copy(update={"at": picture.at + len(self.text) + 1})
+            for picture in more.pictures
+        ]
+        return Content(f"{self.text}\n{more.text}", [*self.pictures, *moved])
+
+
+def joined(pieces: Iterable[str | bytes], at: str) -> Content:
+    """Put the pieces of a message together: texts become paragraphs, pictures keep their places.
+
+    ``at`` is the content's place. Raises :class:`~blip.errors.InvalidRequest` for too many.
+    """
+    texts: list[str] = []
+    pictures: list[ChatPicture] = []
+    for piece in pieces:
+        if isinstance(piece, str):
+            texts.append(piece)
+        else:
+            pictures.append(ChatPicture(data=piece, at=len("\n".join(texts))))
+    if len(pictures) > MAX_MESSAGE_PICTURES:
+        raise InvalidRequest(
+            f"'{at}' has {len(pictures)} pictures; {MAX_MESSAGE_PICTURES} are the most of one "
+            "message.",
+            param=at,
+        )
+    return Content("\n".join(texts), pictures)
+
+
+def contents(content: str | list[Part], at: str) -> Content:
+    """Return the text and the pictures of a content. ``at`` is the content's place."""
     if isinstance(content, str):
-        return content
-    return "\n".join(part.plain(f"{at}.{index}.") for index, part in enumerate(content))
+        return Content(content, [])
+    pieces = (part.piece(f"{at}.{index}.") for index, part in enumerate(content))
+    return joined(pieces, at)

@@ -8,6 +8,7 @@ rates count in.
 from __future__ import annotations
 
 from blip.kinds.base import Kind, TaskInput, input_from_wire, input_to_wire
+from blip.kinds.caption import CAPTION
 from blip.kinds.chat import CHAT
 from blip.kinds.completion import COMPLETION
 from blip.kinds.echo import ECHO
@@ -15,6 +16,7 @@ from blip.kinds.embedding import EMBEDDING
 from blip.kinds.image import IMAGE
 from blip.kinds.speech import SPEECH
 from blip.kinds.transcription import TRANSCRIPTION, TRANSLATION
+from blip.kinds.vision import DEPTH, DETECTION, IMAGE_CLASSIFICATION, SEGMENTATION
 
 #: Every built-in kind by name.
 KINDS: dict[str, Kind] = {
@@ -27,6 +29,11 @@ KINDS: dict[str, Kind] = {
         TRANSCRIPTION,
         TRANSLATION,
         SPEECH,
+        CAPTION,
+        DETECTION,
+        IMAGE_CLASSIFICATION,
+        DEPTH,
+        SEGMENTATION,
         ECHO,
     )
 }

@@ -7,15 +7,29 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from blip.kinds.base import Kind, TaskInput
+from blip.kinds.caption import PICTURE_CHARS
 from blip.kinds.text import TextInput, text_units
+
+#: Pictures of one message.
+MAX_MESSAGE_PICTURES = 16
+
+
+class ChatPicture(TaskInput):
+    """A picture (the bytes of a file) in a message: ``at`` characters of its text come before."""
+
+    data: bytes
+    at: Annotated[int, Field(ge=0)] = 0
 
 
 class ChatMessage(TaskInput):
-    """One turn. Parts of several content types arrive here already joined to plain text."""
+    """One turn. Parts of text arrive here already joined; ``pictures`` are in their order."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
     name: str | None = None
+    pictures: Annotated[list[ChatPicture], Field(max_length=MAX_MESSAGE_PICTURES)] = Field(
+        default_factory=list
+    )
 
 
 class ChatInput(TextInput):
@@ -25,7 +39,10 @@ class ChatInput(TextInput):
 
 
 def _units(value: ChatInput) -> float:
-    return text_units(value, sum(len(message.content) for message in value.messages))
+    chars = sum(
+        len(message.content) + PICTURE_CHARS * len(message.pictures) for message in value.messages
+    )
+    return text_units(value, chars)
 
 
 CHAT = Kind("chat", ChatInput, _units, resumable=True)

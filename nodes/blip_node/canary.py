@@ -12,9 +12,11 @@ import math
 import struct
 import wave
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from blip.kinds.base import TaskInput, input_to_wire
+from blip.kinds.caption import CaptionInput
 from blip.kinds.chat import ChatInput, ChatMessage
 from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
@@ -24,9 +26,20 @@ from blip.kinds.pictures import read_header
 from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, delta_from_wire, finish_from_wire
 from blip.kinds.transcription import TranscriptionInput, transcript_from_wire
+from blip.kinds.vision import (
+    ClassificationInput,
+    DepthInput,
+    DetectionInput,
+    SegmentationInput,
+    depths_from_wire,
+    detections_from_wire,
+    guesses_from_wire,
+    segments_from_wire,
+)
 from blip.protocol.messages import TASK_ID_BYTES, Submit
 from blip_node.catalogue import Entry
 from blip_node.executions import Event, Execution
+from blip_node.models.abilities import COMPARERS, LABEL_FINDERS
 
 #: Seconds until a canary has failed, loading its model included. A cold model of some GiB from a
 #: slow disk takes a minute or two; a device that needs longer is of no use yet.
@@ -99,15 +112,35 @@ def _check_speech(parts: list[bytes], end: bytes) -> str:
     return "" if any(samples) else "its answer is silence"
 
 
+def _check_seen(parts: list[bytes], end: bytes, read: Callable[[bytes], object]) -> str:
+    # the runtime itself fails numbers that are none
+    try:
+        read(end)
+    except (ValueError, TypeError) as error:
+        return f"its answer cannot be read ({error})"
+    return ""
+
+
 def _check_echo(parts: list[bytes], end: bytes) -> str:
     return "" if end == _ASKED.encode() else "its answer is not what was sent"
 
 
+#: What is looked at: a gray picture of 32 x 32 pixels, as small as models take it.
+_PICTURE = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000200000002008000000005611252800000016494441"
+    "5478da636820001846158c2a185530521500004200001f379736000000000049454e44ae426082"
+)
+
+
 class Question(NamedTuple):
-    """What a kind is asked, and what is wrong with an answer ("" if nothing is)."""
+    """What a kind is asked, and what is wrong with an answer ("" if nothing is).
+
+    Models whose architecture ends in one of ``not_for`` would not understand it.
+    """
 
     input: TaskInput
     check: Callable[[list[bytes], bytes], str]
+    not_for: tuple[str, ...] = ()
 
 
 #: By kind, best first: a completion needs no chat template.
@@ -130,6 +163,21 @@ QUESTIONS: dict[str, Question] = {
         TranscriptionInput(file=_tone(), temperature=0.01, seed=0), _check_transcript
     ),
     "speech": Question(SpeechInput(text=_COUNTED, format="pcm", lenient=True), _check_speech),
+    "caption": Question(CaptionInput(image=_PICTURE, max_tokens=1, logprobs=1), _check_text),
+    "detection": Question(
+        DetectionInput(image=_PICTURE),
+        partial(_check_seen, read=detections_from_wire),
+        LABEL_FINDERS,
+    ),
+    "image-classification": Question(
+        ClassificationInput(image=_PICTURE),
+        partial(_check_seen, read=guesses_from_wire),
+        COMPARERS,
+    ),
+    "depth": Question(DepthInput(image=_PICTURE), partial(_check_seen, read=depths_from_wire)),
+    "segmentation": Question(
+        SegmentationInput(image=_PICTURE), partial(_check_seen, read=segments_from_wire)
+    ),
     "echo": Question(EchoInput(text=_ASKED), _check_echo),
 }
 
@@ -139,7 +187,12 @@ def _able(entries: Iterable[Entry], now: float) -> Iterator[tuple[Entry, str]]:
         if entry.spec.engine is not None:
             continue  # an engine's answer says nothing about our device
         if entry.error is None or now >= entry.retry_at:
-            yield from ((entry, kind) for kind in QUESTIONS if kind in entry.kinds)
+            architecture = entry.description.architecture
+            yield from (
+                (entry, kind)
+                for kind, question in QUESTIONS.items()
+                if kind in entry.kinds and not architecture.endswith(question.not_for)
+            )
 
 
 def possible(entries: Iterable[Entry], now: float) -> bool:

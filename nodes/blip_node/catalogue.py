@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 #: Tasks that a replica runs at once where nothing is configured, by kind. Text is batched: a pass
 #: for 32 rows takes little longer than for one, until their attention costs what the weights do;
 #: an embedding batches what it has; images are painted and sounds heard one by one; of two
-#: texts one is spoken while the other's audio is taken; an echo waits.
+#: texts one is spoken while the other's audio is taken; pictures are looked at one by one, also by
+#: chat models that see; an echo waits.
 SLOTS = {
     "chat": 32,
     "completion": 32,
@@ -32,6 +33,11 @@ SLOTS = {
     "transcription": 1,
     "translation": 1,
     "speech": 2,
+    "caption": 1,
+    "detection": 1,
+    "image-classification": 1,
+    "depth": 1,
+    "segmentation": 1,
     "echo": 256,
 }
 

@@ -33,6 +33,8 @@ from blip.lifecycle import die_with_parent, new_event_loop, tune_gc, tune_memory
 from blip.protocol.credit import SendWindow
 from blip_node.arena import Arena
 from blip_node.gauge import Gauge
+from blip_node.models.abilities import sees
+from blip_node.models.files import read_object
 from blip_node.models.prepare import prepare
 from blip_node.models.snapshot import locate
 from blip_node.models.spec import Fileless, ModelSpec, Upstream, parse_source
@@ -225,7 +227,9 @@ class Worker:
             remote=source.model if isinstance(source, Upstream) else "",
             means=todo.model.means.plain(),
         )
-        runtime = runtime_for(todo.kinds, upstream=isinstance(source, Upstream))()
+        config = read_object(Path(path) / "config.json", missing_ok=True) if path else {}
+        upstream = isinstance(source, Upstream)
+        runtime = runtime_for(todo.kinds, upstream=upstream, sees=sees(config))()
         # without a model there is nothing to watch, and no need of torch
         gauge = Gauge(todo.device, allocator=not packed) if path else None
         runtime.load(spec, lambda share: self._report(0.5 + share / 2))

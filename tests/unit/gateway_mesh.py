@@ -31,6 +31,7 @@ from blip.gateway.mesh import (
 )
 from blip.gateway.settings import GatewaySettings
 from blip.kinds import Kind, TaskInput
+from blip.kinds.caption import CaptionInput
 from blip.kinds.chat import ChatInput
 from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
@@ -38,6 +39,20 @@ from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput, Step, step_to_wire
 from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
+from blip.kinds.vision import (
+    Box,
+    ClassificationInput,
+    DepthInput,
+    Depths,
+    DetectionInput,
+    Detections,
+    Found,
+    Guess,
+    Segment,
+    SegmentationInput,
+    Segments,
+    to_wire,
+)
 from blip.protocol.messages import (
     Advert,
     Device,
@@ -303,6 +318,35 @@ async def speaker(value: SpeechInput) -> Work:
     yield Answer(f"{last}/{value.voice}/{value.speed:g}".encode(), usage, 1.0)
 
 
+async def captioner(value: CaptionInput) -> Work:
+    """Say how many bytes the picture has, and what was asked."""
+    text = f" {len(value.image)} bytes {value.prompt}".rstrip()
+    finish = delta_to_wire(Finish("stop", text, [1, 2, 3]))
+    yield Answer(finish, {"prompt_tokens": 2, "completion_tokens": 3}, 3.0)
+
+
+async def classifier(value: ClassificationInput) -> Work:
+    labels = value.labels or ["cat", "dog"]
+    guesses = [Guess(label, 1 / (number + 1)) for number, label in enumerate(labels)]
+    yield Answer(to_wire(guesses[: value.top]), {}, 1.0)
+
+
+async def detector(value: DetectionInput) -> Work:
+    box = Box(1.5, 2.0, 6.0, 7.25)
+    found = [Found(label, 0.75, box) for label in value.labels or ["cat"]]
+    yield Answer(to_wire(Detections(8, 8, found)), {}, 1.0)
+
+
+async def depth_finder(value: DepthInput) -> Work:
+    yield Answer(to_wire(Depths(8, 8, 0.5, 4.5, value.image)), {}, 1.0)
+
+
+async def segmenter(value: SegmentationInput) -> Work:
+    mode = value.mode or "semantic"
+    parts = [Segment("sky", None, 40, value.image), Segment("sea", 0.5, 24, value.image)]
+    yield Answer(to_wire(Segments(8, 8, mode, parts)), {}, 1.0)
+
+
 def failing(error: Exception, after: int = 0) -> Node:
     """A model that says ``after`` words and then fails."""
 
@@ -341,6 +385,11 @@ def mesh() -> MemoryMesh:
             "echo": echoer,
             "toy-shapes": painter,
             "joe": speaker,
+            "toy-caption": captioner,
+            "clip": classifier,
+            "owlv2": detector,
+            "depth-anything": depth_finder,
+            "segformer": segmenter,
             "endless": endless(),
             "silent": silent,
         }

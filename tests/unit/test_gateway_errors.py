@@ -137,10 +137,10 @@ BODIES = [
     ),
     (
         CHAT,
-        message(role="user", content=[{"type": "image_url", "image_url": {"url": "data:"}}]),
+        message(role="user", content=[{"type": "image_url", "image_url": {"url": "http://x/y"}}]),
         "unsupported_field",
-        "messages.1.content.0.type",
-        "text parts",
+        "messages.1.content.0.image_url.url",
+        "base64",
     ),
     (
         CHAT,

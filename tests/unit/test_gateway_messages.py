@@ -264,7 +264,7 @@ async def test_errors_after_the_first_byte() -> None:
         ({"container": "c"}, "container"),
         ({"inference_geo": "eu"}, "inference_geo"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]},
             "messages.0.content.0.type",
         ),
         ({"messages": [*MESSAGES, {"role": "assistant", "content": "("}]}, "messages.4.role"),

@@ -321,8 +321,8 @@ async def test_errors_after_the_first_byte() -> None:
         ),
         (
             "chat",
-            {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]},
-            "messages.0.images",
+            {"messages": [{"role": "user", "content": "x", "images": ["https://x/y.png"]}]},
+            "messages.0.images.0",
         ),
         ("chat", {"messages": [{"role": "assistant", "content": "x"}]}, "messages.0.role"),
         ("generate", {"context": [1, 2]}, "context"),

@@ -199,7 +199,7 @@ async def test_errors_after_the_first_byte() -> None:
         ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input.0.type"),
         (
-            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+            {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "x"}]}]},
             "input.0.content.0.type",
         ),
     ],

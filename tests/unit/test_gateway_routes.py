@@ -264,7 +264,9 @@ async def test_examples_work(
     for path, methods in spec["paths"].items():
         for method, operation in methods.items():
             content: dict[str, Any] = operation.get("requestBody", {}).get("content", {})
-            (example,) = [each["example"] for each in content.values()] or [None]
+            (example,) = [each["example"] for each in content.values() if "example" in each] or [
+                None
+            ]
             assert (example is None) is (method == "get")
             address = path.replace("{id}", "0000" if "tasks" in path else "parrot")
             sent: dict[str, Any] = {"json": example}

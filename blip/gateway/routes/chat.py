@@ -12,6 +12,7 @@ from blip.errors import InvalidRequest, UnsupportedField
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Ignored, Refused, Request
+from blip.gateway.parts import Content, joined
 from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.sampling import SamplingRequest
 from blip.gateway.text import (
@@ -24,6 +25,7 @@ from blip.gateway.text import (
     usage_of,
     with_seeds,
 )
+from blip.gateway.upload import decode_picture
 from blip.kinds.chat import CHAT, ChatInput, ChatMessage
 from blip.kinds.text import FinishReason, TokenLogprob
 
@@ -33,27 +35,44 @@ _NO_TOOLS = "This mesh runs no tools: describe them in the prompt, or leave the 
 # --- the request -----------------------------------------------------------------------------
 
 
+class ImageUrl(Request):
+    """A picture."""
+
+    url: str
+    """data:image/png;base64,... or another format; nothing is fetched from elsewhere."""
+    detail: Annotated[Any, Ignored()] = None
+
+
 class ContentPart(Request):
-    """A part of a message. Text is what models here read; ``refusal`` is text of an assistant."""
+    """A part of a message: text, or a picture for models that see; ``refusal`` is text, too."""
 
     type: str
-    """text, or refusal for an assistant's."""
+    """text, image_url, or refusal for an assistant's."""
     text: str | None = None
     refusal: str | None = None
-    image_url: Annotated[Any, Refused("Send text parts only.")] = None
-    input_audio: Annotated[Any, Refused("Send text parts only.")] = None
-    file: Annotated[Any, Refused("Send text parts only.")] = None
+    image_url: ImageUrl | None = None
+    input_audio: Annotated[Any, Refused("Send text and pictures only.")] = None
+    file: Annotated[Any, Refused("Send text and pictures only.")] = None
     prompt_cache_breakpoint: Annotated[Any, Ignored()] = None
 
-    def plain(self, at: str) -> str:
-        """Return the text. Raises :class:`~blip.errors.UnsupportedField` for other types."""
-        if self.type not in ("text", "refusal"):
+    def piece(self, at: str) -> str | bytes:
+        """Return the text, or the file of a picture.
+
+        Raises :class:`~blip.errors.UnsupportedField` for other types.
+        """
+        if self.type not in ("text", "refusal", "image_url"):
             raise UnsupportedField(
                 f"'{at}type': parts of type '{self.type}' are not supported.",
-                hint="Send text parts only.",
+                hint="Send text and pictures only.",
                 param=at + "type",
             )
         self.check(at)
+        if self.type == "image_url":
+            if self.image_url is None:
+                raise InvalidRequest(
+                    f"'{at}image_url' is missing from this part.", param=at + "image_url"
+                )
+            return decode_picture(self.image_url.url, f"{at}image_url.url")
         text = self.text if self.type == "text" else self.refusal
         if text is None:
             raise InvalidRequest(
@@ -67,7 +86,7 @@ class Message(Request):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
-    """Text, or text in parts, which become paragraphs."""
+    """Text, or parts: texts become paragraphs, pictures keep their places among them."""
     name: str | None = None
     """Who is speaking, for models whose template has a place for it."""
     refusal: str | None = None
@@ -83,13 +102,16 @@ class Message(Request):
         self.check(at)
         content = self.content
         if isinstance(content, list):
-            parts = enumerate(content)
-            content = "\n".join(part.plain(f"{at}content.{index}.") for index, part in parts)
-        elif content is None:
-            content = self.refusal
-        if content is None:
-            raise InvalidRequest(f"'{at}content' is missing.", param=at + "content")
-        return ChatMessage(role=self.role, content=content, name=self.name)
+            pieces = (part.piece(f"{at}content.{n}.") for n, part in enumerate(content))
+            found = joined(pieces, f"{at}content")
+        else:
+            text = self.refusal if content is None else content
+            if text is None:
+                raise InvalidRequest(f"'{at}content' is missing.", param=at + "content")
+            found = Content(text, [])
+        return ChatMessage(
+            role=self.role, content=found.text, name=self.name, pictures=found.pictures
+        )
 
 
 class ChatRequest(SamplingRequest):

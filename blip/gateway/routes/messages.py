@@ -11,7 +11,7 @@ from blip.errors import InvalidRequest, UnsupportedField
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Ignored, Refused, Request
-from blip.gateway.parts import Part, paragraphs
+from blip.gateway.parts import Content, Part, Typed, contents
 from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.routes.messages_answer import (
     DIALECT,
@@ -32,6 +32,7 @@ from blip.gateway.sampling import (
     wishes,
 )
 from blip.gateway.text import collect, stream, usage_of
+from blip.gateway.upload import decode_picture
 from blip.kinds.chat import CHAT, ChatInput, ChatMessage
 
 _NO_TOOLS = "This mesh runs no tools: describe them in the prompt, or leave the field out."
@@ -39,16 +40,49 @@ _NO_TOOLS = "This mesh runs no tools: describe them in the prompt, or leave the 
 Role = Literal["user", "assistant", "system"]
 
 
+class ImageSource(Typed):
+    """Where a picture is: here."""
+
+    noun: ClassVar[str] = "sources"
+
+    type: str = ""
+    """base64, the only type that is supported."""
+    media_type: Annotated[str | None, Ignored()] = None
+    data: str | None = None
+    """The file in base64: PNG, JPEG or WebP, whatever media_type says."""
+    url: Annotated[Any, Refused("Send the picture itself, with type base64.")] = None
+    file_id: Annotated[Any, Refused("Send the picture itself, with type base64.")] = None
+
+
 class Block(Part):
-    """A block of content. Text is what models here read."""
+    """A block of content: text, or a picture for models that see."""
 
     noun: ClassVar[str] = "blocks"
 
     type: str
-    """text, the only type that is supported."""
+    """text or image."""
     text: str | None = None
+    source: ImageSource | None = None
+    """The picture of an image block."""
     cache_control: Annotated[Any, Ignored()] = None
     citations: Annotated[Any, Ignored()] = None
+
+    def picture(self, at: str) -> bytes | None:
+        """Return the file of an image block, None for others."""
+        if self.type != "image":
+            return None
+        self.check(at)
+        source = self.source
+        if source is None:
+            raise InvalidRequest(f"'{at}source' is missing from this block.", param=at + "source")
+        source.check(f"{at}source.")
+        if source.type != "base64" or source.data is None:
+            raise UnsupportedField(
+                f"'{at}source.type': pictures come as base64, not as '{source.type}'.",
+                hint="Send the picture itself: type base64, and its data.",
+                param=at + "source.type",
+            )
+        return decode_picture(source.data, f"{at}source.data")
 
 
 class MessageParam(Request):
@@ -124,14 +158,14 @@ class MessagesRequest(Request):
 
     def task(self) -> ChatInput:
         """Return the input of the task."""
-        turns: list[tuple[Role, str]] = []
+        turns: list[tuple[Role, Content]] = []
         if self.system is not None:
-            turns.append(("system", _text(self.system, "system")))
+            turns.append(("system", _content(self.system, "system")))
         for index, message in enumerate(self.messages):
-            text = _text(message.content, f"messages.{index}.content")
+            content = _content(message.content, f"messages.{index}.content")
             if turns and turns[-1][0] == message.role:
-                text = f"{turns.pop()[1]}\n{text}"
-            turns.append((message.role, text))
+                content = turns.pop()[1].followed(content)
+            turns.append((message.role, content))
         sampling = wishes(
             max_tokens=self.max_tokens,
             temperature=self.temperature,
@@ -142,15 +176,18 @@ class MessagesRequest(Request):
             # the tokens tell which of the sequences ended it
             logprobs=0 if self.stop_sequences else None,
         )
-        messages = [ChatMessage(role=role, content=text) for role, text in turns]
+        messages = [
+            ChatMessage(role=role, content=content.text, pictures=content.pictures)
+            for role, content in turns
+        ]
         return ChatInput(messages=messages, **sampling)
 
 
-def _text(content: Any, at: str) -> str:
-    text = paragraphs(content, at)
+def _content(content: Any, at: str) -> Content:
+    found = contents(content, at)
     if not isinstance(content, str) and not content:
         raise InvalidRequest(f"'{at}' has no blocks.", param=at)
-    return text
+    return found
 
 
 async def create(exchange: Exchange, body: MessagesRequest) -> web.StreamResponse:

@@ -14,7 +14,7 @@ from blip.gateway.api import Operation
 from blip.gateway.events import Framing
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Ignored, Refused, Request
-from blip.gateway.parts import Part, Typed, paragraphs
+from blip.gateway.parts import Part, Typed, contents
 from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.routes.responses_answer import DIALECT, Answered, Events, Response, ResponseEvent
 from blip.gateway.sampling import (
@@ -30,6 +30,7 @@ from blip.gateway.sampling import (
     wishes,
 )
 from blip.gateway.text import collect, stream, usage_of
+from blip.gateway.upload import decode_picture
 from blip.kinds.chat import CHAT, ChatInput, ChatMessage
 
 _NO_TOOLS = "This mesh runs no tools: describe them in the prompt, or leave the field out."
@@ -48,12 +49,27 @@ class InputPart(Part):
     }
 
     type: str
-    """input_text; output_text or refusal for an assistant's."""
+    """input_text or input_image; output_text or refusal for an assistant's."""
     text: str | None = None
+    image_url: str | None = None
+    """The picture of an input_image: data:image/png;base64,... or another format."""
+    detail: Annotated[Any, Ignored()] = None
+    file_id: Annotated[Any, Refused("Send the picture itself as image_url.")] = None
     refusal: str | None = None
     annotations: Annotated[Any, Ignored()] = None
     logprobs: Annotated[Any, Ignored()] = None
     prompt_cache_breakpoint: Annotated[Any, Ignored()] = None
+
+    def picture(self, at: str) -> bytes | None:
+        """Return the file of an input_image, None for others."""
+        if self.type != "input_image":
+            return None
+        self.check(at)
+        if self.image_url is None:
+            raise InvalidRequest(
+                f"'{at}image_url' is missing from this part.", param=at + "image_url"
+            )
+        return decode_picture(self.image_url, f"{at}image_url")
 
 
 class InputItem(Typed):
@@ -80,7 +96,8 @@ class InputItem(Typed):
         if self.content is None:
             raise InvalidRequest(f"'{at}content' is missing.", param=at + "content")
         content: Any = self.content
-        return ChatMessage(role=self.role, content=paragraphs(content, at + "content"))
+        found = contents(content, at + "content")
+        return ChatMessage(role=self.role, content=found.text, pictures=found.pictures)
 
 
 class TextConfig(Request):

@@ -6,7 +6,8 @@ so new families of a known head are served without a change here.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 #: Encoders that number positions from ``pad_token_id + 1``: fairseq's habit.
 OFFSET_POSITIONS = frozenset(
@@ -36,16 +37,54 @@ TEXT_ENCODERS = OFFSET_POSITIONS | {
 class Head(NamedTuple):
     """Architectures whose name ends in one of ``names``, and the kinds that they serve.
 
-    With ``types`` the model type must be among them, too. ``words`` is how an error names them.
+    With ``types`` the model type must be among them, too, and with ``part`` the configuration must
+    have a part of that name. ``words`` is how an error names them.
     """
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
     words: str
     types: frozenset[str] = frozenset()
+    part: str = ""
 
+
+#: The part of a configuration that only models with eyes have.
+_EYES = "vision_config"
+
+#: Models that say something about a picture without being able to talk about it.
+_CAPTIONERS = (
+    "BlipForConditionalGeneration",
+    "Blip2ForConditionalGeneration",
+    "GitForCausalLM",
+    "VisionEncoderDecoderModel",
+)
+
+#: Models that compare a picture with texts.
+COMPARERS = ("CLIPModel", "SiglipModel", "Siglip2Model", "AlignModel", "MetaClip2Model")
+
+#: Detectors that are told what to look for.
+LABEL_FINDERS = (
+    "OwlViTForObjectDetection",
+    "Owlv2ForObjectDetection",
+    "GroundingDinoForObjectDetection",
+)
+
+_SEGMENTERS = (
+    "ForSemanticSegmentation",
+    "ForInstanceSegmentation",
+    "ForUniversalSegmentation",
+    "DetrForSegmentation",
+)
 
 HEADS: tuple[Head, ...] = (
+    Head(_CAPTIONERS, ("caption",), "captioners of pictures"),
+    Head(
+        ("ForConditionalGeneration",), ("chat", "caption"), "language models that see", part=_EYES
+    ),
+    Head(("ForImageClassification", *COMPARERS), ("image-classification",), "image classifiers"),
+    Head(("ForObjectDetection",), ("detection",), "object detectors"),
+    Head(("ForDepthEstimation",), ("depth",), "depth estimators"),
+    Head(_SEGMENTERS, ("segmentation",), "image segmenters"),
     Head(("ForCausalLM", "LMHeadModel"), ("chat", "completion"), "causal language models"),
     Head(("VitsModel", "SpeechT5ForTextToSpeech"), ("speech",), "speech models"),
     Head(("ForMaskedLM",), ("embedding",), "text encoders"),
@@ -59,12 +98,29 @@ HEADS: tuple[Head, ...] = (
 )
 
 
-def abilities(architecture: str, model_type: str) -> tuple[str, ...]:
-    """Return the kinds that a model can serve; none if blip has no runtime for it."""
+def abilities(
+    architecture: str, model_type: str, config: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """Return the kinds that a model can serve; none if blip has no runtime for it.
+
+    ``config`` is all of its configuration, for the rows that look at its parts.
+    """
     for head in HEADS:
-        if architecture.endswith(head.names) and (not head.types or model_type in head.types):
+        if (
+            architecture.endswith(head.names)
+            and (not head.types or model_type in head.types)
+            and (not head.part or head.part in (config or {}))
+        ):
             return head.kinds
     return ()
+
+
+def sees(config: Mapping[str, Any]) -> bool:
+    """Tell by its configuration whether a language model reads pictures, too.
+
+    Such a model chats through another runtime than one of text alone.
+    """
+    return _EYES in config
 
 
 def served() -> str:

@@ -272,8 +272,8 @@ def _describe(spec: ModelSpec, folder: Path) -> Description:
     if (folder / "modules.json").is_file():
         able: tuple[str, ...] = ("embedding",)
     else:
-        able = abilities(architecture, model_type)
-    if "completion" in able and not has_chat_template(folder):
+        able = abilities(architecture, model_type, config)
+    if "chat" in able and not has_chat_template(folder):
         able = tuple(kind for kind in able if kind != "chat")
     if "translation" in able and not _translates(folder, config):
         able = tuple(kind for kind in able if kind != "translation")
@@ -406,7 +406,8 @@ def _kinds(spec: ModelSpec, able: tuple[str, ...], architecture: str) -> tuple[s
     lacking = set(spec.kinds) - set(able) - ({"embedding"} if "completion" in able else set())
     if lacking:
         wanted = sorted(lacking)[0]
-        why = " (it has no chat template)" if wanted == "chat" and "completion" in able else ""
+        textual = {"completion", "caption"} & set(able)
+        why = " (it has no chat template)" if wanted == "chat" and textual else ""
         raise ConfigError(
             f"model '{spec.name}' ({architecture}) cannot serve {wanted}{why}; it can serve "
             f"{', '.join(able)}",

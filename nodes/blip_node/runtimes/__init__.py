@@ -17,17 +17,28 @@ RUNTIMES: dict[str, str] = {
     "transcription": "blip_node.runtimes.transcription:TranscriptionRuntime",
     "translation": "blip_node.runtimes.transcription:TranscriptionRuntime",
     "speech": "blip_node.runtimes.speech:SpeechRuntime",
+    "caption": "blip_node.runtimes.vision_text:VisionTextRuntime",
+    "detection": "blip_node.runtimes.vision:VisionRuntime",
+    "image-classification": "blip_node.runtimes.vision:VisionRuntime",
+    "depth": "blip_node.runtimes.vision:VisionRuntime",
+    "segmentation": "blip_node.runtimes.vision:VisionRuntime",
     "echo": "blip_node.runtimes.echo:EchoRuntime",
 }
+
+#: Where a language model that sees has another runtime for a kind than one of text alone.
+SEEING: dict[str, str] = {"chat": RUNTIMES["caption"]}
 
 #: The runtime of every kind of an upstream's models.
 UPSTREAM = "blip_node.runtimes.openai:OpenAIRuntime"
 
 
-def runtime_for(kinds: Iterable[str], *, upstream: bool = False) -> type[Runtime]:
+def runtime_for(
+    kinds: Iterable[str], *, upstream: bool = False, sees: bool = False
+) -> type[Runtime]:
     """Return the runtime class that serves all of a model's kinds. Imports no torch.
 
-    ``upstream`` says that an engine of somebody else's runs the model.
+    ``upstream`` says that an engine of somebody else's runs the model, ``sees`` that it reads
+    pictures beside text (see :func:`blip_node.models.abilities.sees`).
 
     Raises :class:`~blip.errors.ConfigError` for a kind without a runtime, or for kinds that no
     single runtime serves together.
@@ -42,7 +53,8 @@ def runtime_for(kinds: Iterable[str], *, upstream: bool = False) -> type[Runtime
             param="kinds",
             hint=f"Kinds with a runtime: {', '.join(sorted(RUNTIMES))}.",
         )
-    places = {RUNTIMES[kind] for kind in wanted}
+    table = RUNTIMES | SEEING if sees else RUNTIMES
+    places = {table[kind] for kind in wanted}
     if len(places) > 1:
         raise ConfigError(
             f"one replica cannot serve {' and '.join(wanted)}",
@@ -58,4 +70,4 @@ def _runtime(place: str) -> type[Runtime]:
     return runtime
 
 
-__all__ = ["RUNTIMES", "Job", "LoadSpec", "Outcome", "Runtime", "runtime_for"]
+__all__ = ["RUNTIMES", "SEEING", "Job", "LoadSpec", "Outcome", "Runtime", "runtime_for"]

@@ -24,7 +24,9 @@ def chat_prompt(value: ChatInput, tokenizer: Any, vocabulary: Vocabulary) -> Pro
         )
     # "developer" is a newer word for "system" that most templates have not heard of
     system = "developer" if "developer" in str(template) else "system"
-    messages = [message.model_dump(exclude_none=True) for message in value.messages]
+    messages = [
+        message.model_dump(exclude_none=True, exclude={"pictures"}) for message in value.messages
+    ]
     for message in messages:
         if message["role"] == "developer":
             message["role"] = system

@@ -10,13 +10,16 @@ name: a silent difference is worse than an error.
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from blip.errors import UnsupportedField
 from blip.kinds.base import TaskInput
-from blip.kinds.chat import ChatInput
+from blip.kinds.chat import ChatInput, ChatMessage
 from blip.kinds.completion import CompletionInput
 from blip.kinds.embedding import EmbeddingInput
+from blip.kinds.pictures import read_header
 from blip.kinds.text import TextInput
 
 #: blip's fields that are OpenAI's under the same name, with the same meaning.
@@ -76,7 +79,7 @@ def text_request(value: TextInput, model: str, dialect: str, *, usage: bool) -> 
         if field in given and name is not None:
             body[name] = given[field]
     if isinstance(value, ChatInput):
-        body["messages"] = [message.model_dump(exclude_none=True) for message in value.messages]
+        body["messages"] = [_message(message) for message in value.messages]
         if value.logprobs is not None:
             body["logprobs"] = True
             body["top_logprobs"] = value.logprobs
@@ -88,6 +91,28 @@ def text_request(value: TextInput, model: str, dialect: str, *, usage: bool) -> 
     if value.logprobs is not None:
         body["logprobs"] = value.logprobs
     return Request("/completions", body)
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    """Return a message; with pictures it becomes parts, the pictures as ``data:`` URLs."""
+    given = message.model_dump(exclude_none=True, exclude={"pictures"})
+    if message.pictures:
+        given["content"] = list(_parts(message))
+    return given
+
+
+def _parts(message: ChatMessage) -> Iterator[dict[str, Any]]:
+    begun = 0
+    for picture in sorted(message.pictures, key=lambda picture: picture.at):
+        if text := message.content[begun : picture.at].strip("\n"):
+            yield {"type": "text", "text": text}
+        header = read_header(picture.data)
+        media = f"image/{header.format}" if header is not None else "application/octet-stream"
+        url = f"data:{media};base64,{base64.b64encode(picture.data).decode()}"
+        yield {"type": "image_url", "image_url": {"url": url}}
+        begun = picture.at
+    if text := message.content[begun:].strip("\n"):
+        yield {"type": "text", "text": text}
 
 
 def embedding_request(value: EmbeddingInput, model: str) -> Request:

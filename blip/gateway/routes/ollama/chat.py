@@ -15,6 +15,7 @@ from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.routes.ollama.answer import OllamaAnswer, reply
 from blip.gateway.routes.ollama.dialect import DIALECT, served_name
 from blip.gateway.routes.ollama.options import OllamaText
+from blip.gateway.routes.ollama.pictures import pictures_of
 from blip.kinds.chat import CHAT, ChatInput, ChatMessage
 
 _NO_TOOLS = "This mesh runs no tools: describe them in the prompt, or leave the field out."
@@ -27,7 +28,8 @@ class OllamaMessage(Request):
     content: str
     tool_name: Annotated[Any, Ignored()] = None
     tool_call_id: Annotated[Any, Ignored()] = None
-    images: Annotated[Any, Refused("Send text only.", [])] = None
+    images: list[str] | None = None
+    """Pictures in base64, for models that see; they come before the text."""
     thinking: Annotated[Any, Refused("Leave out what was thought.", "")] = None
     tool_calls: Annotated[Any, Refused(_NO_TOOLS, [])] = None
 
@@ -54,7 +56,14 @@ class OllamaChatRequest(OllamaText):
 
     def task(self) -> ChatInput:
         """Return the input of the task."""
-        messages = [ChatMessage(role=each.role, content=each.content) for each in self.messages]
+        messages = [
+            ChatMessage(
+                role=each.role,
+                content=each.content,
+                pictures=pictures_of(each.images, f"messages.{index}.images"),
+            )
+            for index, each in enumerate(self.messages)
+        ]
         return ChatInput(messages=messages, **self.sampling())
 
 

@@ -15,6 +15,7 @@ from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.routes.ollama.answer import OllamaAnswer, reply
 from blip.gateway.routes.ollama.dialect import DIALECT, served_name
 from blip.gateway.routes.ollama.options import OllamaText
+from blip.gateway.routes.ollama.pictures import pictures_of
 from blip.kinds.chat import CHAT, ChatInput, ChatMessage
 from blip.kinds.completion import COMPLETION, CompletionInput
 
@@ -31,9 +32,11 @@ class GenerateRequest(OllamaText):
     raw: bool | None = None
     """Whether to continue the prompt as it is, without the model's template."""
 
+    images: list[str] | None = None
+    """Pictures in base64, for models that see; they come before the prompt."""
+
     context: Annotated[Any, Refused("Use /api/chat and send the conversation.", [])] = None
     height: Annotated[Any, Refused(_IMAGES, 0)] = None
-    images: Annotated[Any, Refused("Send text only.", [])] = None
     steps: Annotated[Any, Refused(_IMAGES, 0)] = None
     suffix: Annotated[Any, Refused("Models here only write forwards.", "")] = None
     template: Annotated[Any, Refused("Render the prompt yourself and set raw.", "")] = None
@@ -49,13 +52,18 @@ class GenerateRequest(OllamaText):
                 hint="Write it into the prompt.",
                 param="system",
             )
+        if self.raw and self.images:
+            raise InvalidRequest(
+                "'images' have no place in a raw prompt.", hint="Leave out raw.", param="images"
+            )
 
     def task(self) -> ChatInput | CompletionInput:
         """Return the input of the task: a completion if raw, else a chat."""
         sampling = self.sampling()
         if self.raw:
             return CompletionInput(prompt=self.prompt, **sampling)
-        messages = [ChatMessage(role="user", content=self.prompt)]
+        pictures = pictures_of(self.images, "images")
+        messages = [ChatMessage(role="user", content=self.prompt, pictures=pictures)]
         if self.system:
             messages.insert(0, ChatMessage(role="system", content=self.system))
         return ChatInput(messages=messages, **sampling)

@@ -5,8 +5,8 @@ One module a face. Its errors, and what is around every result, are in :mod:`.di
 
 from __future__ import annotations
 
-from blip.gateway.routes.original import embeddings, speech, text
+from blip.gateway.routes.original import captions, embeddings, speech, text
 
-OPERATIONS = (*text.OPERATIONS, *embeddings.OPERATIONS, *speech.OPERATIONS)
+OPERATIONS = (*text.OPERATIONS, *embeddings.OPERATIONS, *speech.OPERATIONS, *captions.OPERATIONS)
 
 __all__ = ["OPERATIONS"]

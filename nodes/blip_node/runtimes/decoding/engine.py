@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from blip.errors import ConfigError, ModelLoadFailed
+from blip.errors import ConfigError, ModelLoadFailed, UnsupportedField
 from blip.kinds.chat import ChatInput
 from blip.kinds.completion import CompletionInput
 from blip.kinds.text import PREFILL_SHARE, Finish, delta_to_wire
@@ -42,6 +42,7 @@ class Engine:
         loaded = (_load_gguf if spec.gguf else _load)(spec, report)
         self._tokenizer, self._context = loaded.tokenizer, loaded.context
         self._device = spec.device
+        self._name = spec.model
         self._vocabulary = Vocabulary(self._tokenizer.backend_tokenizer, loaded.rows)
         self._stop_ids = loaded.stop_ids
         stepper = loaded.stepper
@@ -71,10 +72,20 @@ class Engine:
 
     def _prompt(self, wishes: ChatInput | CompletionInput) -> Prompt:
         if isinstance(wishes, ChatInput):
+            self._refuse_pictures(wishes)
             return chat_prompt(wishes, self._tokenizer, self._vocabulary)
         begin = self._tokenizer.bos_token_id
         begin = self._tokenizer.eos_token_id if begin is None else begin
         return completion_prompt(wishes, self._vocabulary, begin)
+
+    def _refuse_pictures(self, wishes: ChatInput) -> None:
+        for number, message in enumerate(wishes.messages):
+            if message.pictures:
+                raise UnsupportedField(
+                    f"'messages.{number}.content' has a picture, and {self._name} reads text only",
+                    hint="Ask a model that sees: those of GET /v1/models with chat and caption.",
+                    param=f"messages.{number}.content",
+                )
 
     def _sequence(self, prompt: Prompt, wishes: ChatInput | CompletionInput) -> Sequence:
         self._vocabulary.check(wishes.generated, "generated")

@@ -1,0 +1,63 @@
+"""Loading models with eyes: the weights, and what turns pictures and texts into their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from blip.errors import ModelLoadFailed
+from blip_node.models import weights
+from blip_node.runtimes.base import LoadSpec
+from blip_node.runtimes.loading import load_failure
+
+#: Weights that a checkpoint may lack: heads that no task here uses.
+_UNUSED = ("pooler.",)
+
+
+def load_seeing(
+    spec: LoadSpec, auto_class: str, processor_class: str, report: Callable[[float], None]
+) -> tuple[Any, Any]:
+    """Load a snapshot's model and its processor, by the names of transformers' ``Auto`` classes.
+
+    The model is on ``spec.device`` in ``spec.dtype``, in evaluation mode. Only safetensors on
+    this disk are read and none of the snapshot's code is run. Raises
+    :class:`~blip.errors.ModelLoadFailed` with the reason, or ``NoCapacity`` when it does not fit.
+    """
+    import torch
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    folder = Path(spec.path)
+    trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        stored = weights.main_dtype(weights.total_counts(weights.shards(folder)))
+        processor = getattr(transformers, processor_class).from_pretrained(folder, **trusted)
+        report(0.1)
+        if not spec.device.startswith("cpu"):
+            trusted["device_map"] = spec.device
+        model, info = getattr(transformers, auto_class).from_pretrained(
+            folder,
+            dtype=getattr(torch, weights.load_dtype(spec.dtype, stored, spec.device)),
+            use_safetensors=True,
+            output_loading_info=True,
+            **trusted,
+        )
+    except Exception as error:
+        raise load_failure(spec, error) from error
+    missing = sorted(key for key in info["missing_keys"] if not any(u in key for u in _UNUSED))
+    if missing:
+        # transformers would go on with random numbers in their place
+        raise ModelLoadFailed(
+            f"model '{spec.model}': its files lack {len(missing)} of the weights that "
+            f"{type(model).__name__} needs ({missing[0]}, ...)"
+        )
+    report(0.9)
+    return model.eval(), processor
+
+
+def to_model(model: Any, inputs: Any) -> Any:
+    """Return a processor's tensors on the model's device; numbers of pixels in its dtype."""
+    return inputs.to(model.device, model.dtype)
