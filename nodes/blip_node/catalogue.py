@@ -19,7 +19,22 @@ log = logging.getLogger(__name__)
 #: Tasks that a replica runs at once where nothing is configured, by kind. Text is batched: a pass
 #: for 32 rows takes little longer than for one, until their attention costs what the weights do;
 #: an embedding batches what it has; images are painted one by one; an echo waits.
-SLOTS = {"chat": 32, "completion": 32, "embedding": 16, "image": 1, "echo": 256}
+#: The tasks of one pass batch like embeddings; a text is written of a text one by one.
+SLOTS = {
+    "chat": 32,
+    "completion": 32,
+    "embedding": 16,
+    "rerank": 16,
+    "text-classification": 16,
+    "zero-shot-classification": 16,
+    "token-classification": 16,
+    "fill-mask": 16,
+    "feature-extraction": 16,
+    "question-answering": 16,
+    "text2text-generation": 1,
+    "image": 1,
+    "echo": 256,
+}
 
 #: What a replica takes besides its weights, as a share of them (activations, allocator slack).
 OVERHEAD = 0.1

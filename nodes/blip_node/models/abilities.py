@@ -6,7 +6,8 @@ so new families of a known head are served without a change here.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 #: Encoders that number positions from ``pad_token_id + 1``: fairseq's habit.
 OFFSET_POSITIONS = frozenset(
@@ -33,31 +34,157 @@ TEXT_ENCODERS = OFFSET_POSITIONS | {
 }
 
 
+#: Encoders of sound whose classifiers are called as those of text are.
+SOUND_ENCODERS = frozenset(
+    {
+        "data2vec-audio",
+        "hubert",
+        "sew",
+        "sew-d",
+        "unispeech",
+        "unispeech-sat",
+        "wav2vec2",
+        "wav2vec2-bert",
+        "wav2vec2-conformer",
+        "wavlm",
+    }
+)
+
+#: Encoders of text that also read where on a page it stands.
+PAGE_ENCODERS = frozenset({"bros", "layoutlm", "layoutlmv2", "layoutlmv3", "lilt", "markuplm"})
+
+#: Models that write a text of a text, by what they were made for. ``ForConditionalGeneration``
+#: says nothing: models of sound and of pictures are called so, too.
+WRITERS = frozenset(
+    {
+        "bart",
+        "bigbird_pegasus",
+        "encoder-decoder",
+        "fsmt",
+        "led",
+        "longt5",
+        "m2m_100",
+        "marian",
+        "mbart",
+        "mt5",
+        "mvp",
+        "nllb-moe",
+        "pegasus",
+        "pegasus_x",
+        "plbart",
+        "prophetnet",
+        "switch_transformers",
+        "t5",
+        "t5gemma",
+        "umt5",
+    }
+)
+
+Config = Mapping[str, Any]
+
+
+def labels_of(config: Config) -> tuple[str, ...]:
+    """Return the names of a head's labels; transformers saves none of two nameless ones."""
+    named = config.get("id2label")
+    if isinstance(named, Mapping) and named:
+        return tuple(map(str, named.values()))
+    count = config.get("num_labels")
+    return tuple(f"LABEL_{at}" for at in range(count if isinstance(count, int) else 2))
+
+
+def _scores(config: Config) -> bool:
+    return len(labels_of(config)) == 1
+
+
+def _infers(config: Config) -> bool:
+    return any(label.lower().startswith("entail") for label in labels_of(config))
+
+
 class Head(NamedTuple):
     """Architectures whose name ends in one of ``names``, and the kinds that they serve.
 
-    With ``types`` the model type must be among them, too. ``words`` is how an error names them.
+    With ``types`` the model type must be among them, too, and it must not be among ``without``;
+    ``fits`` looks at the configuration. ``words`` is how an error names them. What is in ``also``
+    is served where the model's ``kinds`` ask for it.
     """
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
     words: str
     types: frozenset[str] = frozenset()
+    also: tuple[str, ...] = ()
+    without: frozenset[str] = frozenset()
+    fits: Callable[[Config], bool] | None = None
 
+
+_SEQUENCES = ("ForSequenceClassification",)
+_NOT_TEXT = SOUND_ENCODERS | PAGE_ENCODERS
+_TOKENS = ("feature-extraction",)
 
 HEADS: tuple[Head, ...] = (
-    Head(("ForCausalLM", "LMHeadModel"), ("chat", "completion"), "causal language models"),
-    Head(("ForMaskedLM",), ("embedding",), "text encoders"),
-    Head(("",), ("embedding",), "text encoders", TEXT_ENCODERS),
+    # the hidden states of a language model are embeddings too, if someone asks for them
+    Head(
+        ("ForCausalLM", "LMHeadModel"),
+        ("chat", "completion"),
+        "causal language models",
+        also=("embedding", *_TOKENS),
+    ),
+    Head(
+        _SEQUENCES,
+        ("rerank",),
+        "cross-encoders",
+        without=_NOT_TEXT,
+        fits=_scores,
+        also=("text-classification",),
+    ),
+    Head(
+        _SEQUENCES,
+        ("text-classification", "zero-shot-classification"),
+        "models of inference",
+        without=_NOT_TEXT,
+        fits=_infers,
+    ),
+    Head(_SEQUENCES, ("text-classification",), "text classifiers", without=_NOT_TEXT),
+    Head(
+        ("ForTokenClassification",),
+        ("token-classification",),
+        "token classifiers",
+        without=_NOT_TEXT,
+    ),
+    Head(
+        ("ForQuestionAnswering",),
+        ("question-answering",),
+        "finders of answers",
+        without=_NOT_TEXT | {"vilt", "blip", "fuyu"},
+    ),
+    Head(
+        ("ForConditionalGeneration", "MTModel", "EncoderDecoderModel"),
+        ("text2text-generation",),
+        "sequence-to-sequence models of text",
+        WRITERS,
+    ),
+    Head(("ForMaskedLM",), ("embedding", "fill-mask"), "masked language models", also=_TOKENS),
+    Head(("",), ("embedding",), "text encoders", TEXT_ENCODERS, also=_TOKENS),
 )
 
 
-def abilities(architecture: str, model_type: str) -> tuple[str, ...]:
-    """Return the kinds that a model can serve; none if blip has no runtime for it."""
+def head_of(architecture: str, model_type: str, config: Config) -> Head | None:
+    """Return the row that fits a model; None if blip has no runtime for it."""
     for head in HEADS:
-        if architecture.endswith(head.names) and (not head.types or model_type in head.types):
-            return head.kinds
-    return ()
+        if (
+            architecture.endswith(head.names)
+            and (not head.types or model_type in head.types)
+            and model_type not in head.without
+            and (head.fits is None or head.fits(config))
+        ):
+            return head
+    return None
+
+
+def abilities(architecture: str, model_type: str, config: Config) -> tuple[str, ...]:
+    """Return the kinds that a model can serve; none if blip has no runtime for it."""
+    head = head_of(architecture, model_type, config)
+    return head.kinds if head is not None else ()
 
 
 def served() -> str:
