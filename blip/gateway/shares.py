@@ -39,13 +39,15 @@ def places(nodes: Iterable[NodeEntry], kind: str, model: str) -> int:
 
 def cut(costs: Sequence[float], tasks: int) -> list[range]:
     """Cut a list into at most so many parts of about equal cost, in order, none of them empty."""
-    total = sum(costs)
+    share = sum(costs) / tasks
     parts: list[range] = []
-    begin = 0
+    begin, edge = 0, share
     for at, reached in enumerate(accumulate(costs), 1):
-        if reached >= total * (len(parts) + 1) / tasks or at == len(costs):
+        if reached >= edge or at == len(costs):
             parts.append(range(begin, at))
             begin = at
+            # past all the shares that one large item was worth; sums of floats may fall just short
+            edge = share * (int(reached / share + 1e-9) + 1)
     return parts
 
 
