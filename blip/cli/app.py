@@ -12,6 +12,7 @@ from blip.cli.verbs import (  # noqa: F401
     image,
     speech,
     see,
+    pipelines,
     look,
     operate,
     settings,

@@ -19,6 +19,7 @@ from blip.client.answers import (
 )
 from blip.client.connection import DEFAULT_URL
 from blip.client.operations import Progress
+from blip.client.pipelines import PipelineAnswer, Ranked, RerankAnswer
 from blip.client.speech import SpeechAnswer, SpeechStream
 from blip.client.stream import TextStream
 from blip.client.sync import Blip, SyncSpeechStream, SyncTextStream
@@ -50,7 +51,10 @@ __all__ = [
     "ModelInfo",
     "Origin",
     "Picture",
+    "PipelineAnswer",
     "Progress",
+    "Ranked",
+    "RerankAnswer",
     "Segment",
     "SegmentAnswer",
     "SpeechAnswer",

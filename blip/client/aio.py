@@ -6,6 +6,7 @@ from blip.client.echo import EchoClient
 from blip.client.images import ImageClient
 from blip.client.mesh import MeshClient
 from blip.client.operations import OperationsClient
+from blip.client.pipelines import PipelineClient
 from blip.client.speech import SpeechClient
 from blip.client.text import TextClient
 from blip.client.vision import VisionClient
@@ -17,6 +18,7 @@ class AsyncBlip(
     ImageClient,
     SpeechClient,
     VisionClient,
+    PipelineClient,
     EchoClient,
     OperationsClient,
 ):

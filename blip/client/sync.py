@@ -17,6 +17,7 @@ from blip.client.answers import (
     Origin,
     TextAnswer,
 )
+from blip.client.pipelines import PipelineAnswer, RerankAnswer
 from blip.client.speech import SpeechAnswer, SpeechStream
 from blip.client.stream import TextStream
 from blip.client.text import Messages
@@ -112,6 +113,22 @@ class Blip:
     def embed(self, model: str, texts: str | Sequence[str], **options: Any) -> EmbeddingAnswer:
         """Return one vector a text; options as :meth:`AsyncBlip.embed`'s."""
         return self._wait(self._client.embed(model, texts, **options))
+
+    def rerank(
+        self, model: str, query: str, documents: Sequence[str], **options: Any
+    ) -> RerankAnswer:
+        """Sort documents by how well they answer a query; options as :meth:`AsyncBlip.rerank`'s."""
+        return self._wait(self._client.rerank(model, query, documents, **options))
+
+    def pipeline(
+        self,
+        task: str,
+        model: str,
+        inputs: str | Mapping[str, Any] | Sequence[Any],
+        **options: Any,
+    ) -> PipelineAnswer:
+        """Run one of transformers' tasks; options as :meth:`AsyncBlip.pipeline`'s."""
+        return self._wait(self._client.pipeline(task, model, inputs, **options))
 
     def image(self, model: str, prompt: str = "", **options: Any) -> ImageAnswer:
         """Paint pictures; see :meth:`blip.client.AsyncBlip.image` for the options."""

@@ -20,6 +20,8 @@ from blip.gateway.routes import (
     models,
     ollama,
     original,
+    pipelines,
+    rerank,
     responses,
     speech,
     tasks,
@@ -44,6 +46,8 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
         *ollama.OPERATIONS,
         *original.OPERATIONS,
         *embeddings.OPERATIONS,
+        *rerank.OPERATIONS,
+        *pipelines.OPERATIONS,
         *images.OPERATIONS,
         *transcriptions.OPERATIONS,
         *speech.OPERATIONS,
@@ -59,7 +63,7 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
     api = Api(operations, secured=bool(settings.api_keys))
     gateway = Gateway(mesh, settings, api)
     app = web.Application(client_max_size=settings.body_limit)
-    for operation in (*operations, about.UNKNOWN):
+    for operation in (*operations, pipelines.UNKNOWN, about.UNKNOWN):
         handler = make_handler(gateway, operation)
         expect = make_expect_handler(gateway, operation)
         app.router.add_route(operation.method, operation.path, handler, expect_handler=expect)

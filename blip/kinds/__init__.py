@@ -14,6 +14,8 @@ from blip.kinds.completion import COMPLETION
 from blip.kinds.echo import ECHO
 from blip.kinds.embedding import EMBEDDING
 from blip.kinds.image import IMAGE
+from blip.kinds.pipelines import PIPELINES
+from blip.kinds.rerank import RERANK
 from blip.kinds.speech import SPEECH
 from blip.kinds.transcription import TRANSCRIPTION, TRANSLATION
 from blip.kinds.vision import DEPTH, DETECTION, IMAGE_CLASSIFICATION, SEGMENTATION
@@ -25,6 +27,8 @@ KINDS: dict[str, Kind] = {
         CHAT,
         COMPLETION,
         EMBEDDING,
+        RERANK,
+        *PIPELINES,
         IMAGE,
         TRANSCRIPTION,
         TRANSLATION,

@@ -17,10 +17,15 @@ EmbeddingText = (
 
 
 class EmbeddingInput(TaskInput):
-    """Texts to embed; ``dimensions`` truncates and re-normalises where the model allows it."""
+    """Texts to embed; ``dimensions`` truncates and re-normalises where the model allows it.
+
+    Where a request was cut into several tasks ``first`` is the number of this one's first text,
+    for its errors.
+    """
 
     texts: Annotated[list[EmbeddingText], Field(min_length=1, max_length=2048)]
     dimensions: Annotated[int, Field(ge=1)] | None = None
+    first: Annotated[int, Field(ge=0)] = 0
 
 
 def _units(value: EmbeddingInput) -> float:

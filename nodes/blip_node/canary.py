@@ -23,6 +23,17 @@ from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput
 from blip.kinds.pictures import read_header
+from blip.kinds.pipelines import (
+    FeatureExtractionInput,
+    FillMaskInput,
+    QuestionAnsweringInput,
+    Text2TextInput,
+    TextClassificationInput,
+    TokenClassificationInput,
+    ZeroShotInput,
+    results_from_wire,
+)
+from blip.kinds.rerank import RerankInput
 from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, delta_from_wire, finish_from_wire
 from blip.kinds.transcription import TranscriptionInput, transcript_from_wire
@@ -74,6 +85,15 @@ def _check_vector(parts: list[bytes], end: bytes) -> str:
     if not all(map(math.isfinite, numbers)):
         return "its answer is not finite"
     return "" if any(numbers) else "its answer is all zeros"
+
+
+def _check_results(parts: list[bytes], end: bytes) -> str:
+    # the runtime itself fails results of numbers that are none
+    try:
+        results_from_wire(end, 1)
+    except ValueError as error:
+        return f"its answer cannot be read ({error})"
+    return ""
 
 
 def _check_picture(parts: list[bytes], end: bytes) -> str:
@@ -158,6 +178,20 @@ QUESTIONS: dict[str, Question] = {
         _check_text,
     ),
     "embedding": Question(EmbeddingInput(texts=[_ASKED]), _check_vector),
+    "rerank": Question(RerankInput(query=_ASKED, documents=[_ASKED], raw=True), _check_vector),
+    "text-classification": Question(TextClassificationInput(texts=[_ASKED]), _check_results),
+    "zero-shot-classification": Question(
+        ZeroShotInput(texts=[_ASKED], candidates=["1"]), _check_results
+    ),
+    "token-classification": Question(TokenClassificationInput(texts=[_ASKED]), _check_results),
+    "question-answering": Question(
+        QuestionAnsweringInput(questions=[_ASKED], contexts=[_ASKED]), _check_results
+    ),
+    "fill-mask": Question(FillMaskInput(texts=[f"{_ASKED} [MASK]"]), _check_results),
+    "feature-extraction": Question(FeatureExtractionInput(texts=[_ASKED]), _check_results),
+    "text2text-generation": Question(
+        Text2TextInput(texts=[_ASKED], max_new_tokens=2), _check_results
+    ),
     "image": Question(ImageInput(prompt="1, 2, 3", steps=2, seed=0), _check_picture),
     "transcription": Question(
         TranscriptionInput(file=_tone(), temperature=0.01, seed=0), _check_transcript

@@ -20,24 +20,28 @@ from blip_node.runtimes.decoding.capacity import cache_tokens
 
 log = logging.getLogger(__name__)
 
-#: Tasks that a replica runs at once where nothing is configured, by kind. Text is batched: a pass
-#: for 32 rows takes little longer than for one, until their attention costs what the weights do;
-#: an embedding batches what it has; images are painted and sounds heard one by one; of two
-#: texts one is spoken while the other's audio is taken; pictures are looked at one by one, also by
-#: chat models that see; an echo waits.
+#: Tasks that a replica runs at once where nothing is configured, by kind; 1 of those not named,
+#: whose pictures and sounds are made or looked at one by one. Text is batched: a pass for 32 rows
+#: takes little longer than for one, until their attention costs what the weights do. What is one
+#: pass over a text is batched as well; of two texts one is spoken while the other's audio is taken;
+#: an echo waits.
 SLOTS = {
     "chat": 32,
     "completion": 32,
-    "embedding": 16,
-    "image": 1,
-    "transcription": 1,
-    "translation": 1,
+    **dict.fromkeys(
+        (
+            "embedding",
+            "rerank",
+            "text-classification",
+            "zero-shot-classification",
+            "token-classification",
+            "fill-mask",
+            "feature-extraction",
+            "question-answering",
+        ),
+        16,
+    ),
     "speech": 2,
-    "caption": 1,
-    "detection": 1,
-    "image-classification": 1,
-    "depth": 1,
-    "segmentation": 1,
     "echo": 256,
 }
 

@@ -37,6 +37,17 @@ from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput, Step, step_to_wire
+from blip.kinds.pipelines import (
+    FeatureExtractionInput,
+    FillMaskInput,
+    QuestionAnsweringInput,
+    Text2TextInput,
+    TextClassificationInput,
+    TokenClassificationInput,
+    ZeroShotInput,
+    results_to_wire,
+)
+from blip.kinds.rerank import RerankInput
 from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
 from blip.kinds.vision import (
@@ -272,6 +283,40 @@ async def embedder(value: EmbeddingInput) -> Work:
     yield Answer(raw, {"prompt_tokens": len(value.texts) * 3}, 1.0)
 
 
+async def reranker(value: RerankInput) -> Work:
+    """Score a document by the share of the query's words that it has."""
+    words = set(value.query.split())
+    scores = [len(words & set(text.split())) / len(words) for text in value.documents]
+    usage = {"prompt_tokens": len(scores)} | ({"truncated": 1} if value.truncate else {})
+    yield Answer(array("f", scores).tobytes(), usage, 1.0)
+
+
+#: Models of the examples of the pipelines' routes.
+PIPELINE_MODELS = ("sentiment", "nli", "ner", "bert", "squad", "bart", "nllb", "flan-t5")
+
+
+async def labeller(value: Any) -> Work:
+    """Do every task of a pipeline: results that are the text's own, whatever they mean."""
+    results: list[Any]
+    match value:
+        case ZeroShotInput():
+            results = [[(label, 0.5) for label in value.candidates] for _ in value.texts]
+        case TextClassificationInput():
+            results = [[(text.upper(), 0.75), ("OTHER", 0.25)] for text in value.texts]
+        case TokenClassificationInput():
+            results = [[("PER", 0.5, text[:3], 0, 3)] for text in value.texts]
+        case FillMaskInput():
+            results = [[[(7, "it", 0.5, text)]] for text in value.texts]
+        case FeatureExtractionInput():
+            results = [(2, array("f", [0, 1, 2, 3]).tobytes()) for _ in value.texts]
+        case QuestionAnsweringInput():
+            results = [[(text[:3], 0.5, 0, 3)] for text in value.contexts]
+        case Text2TextInput():
+            results = [f"{value.task} of {text}" for text in value.texts]
+    usage = {"prompt_tokens": len(results), "completion_tokens": 1}
+    yield Answer(results_to_wire(results), usage, 1.0)
+
+
 async def echoer(value: EchoInput) -> Work:
     chunk: Payload = memoryview(bytes(value.size)) if value.size else value.text.encode()
     for number in range(value.chunks - 1):
@@ -382,6 +427,8 @@ def mesh() -> MemoryMesh:
             "parrot": parrot,
             "org/parrot": parrot,
             "embedder": embedder,
+            "tiny-rerank": reranker,
+            **dict.fromkeys(PIPELINE_MODELS, labeller),
             "echo": echoer,
             "toy-shapes": painter,
             "joe": speaker,

@@ -145,7 +145,7 @@ class TestDescribe:
         [
             ({"architectures": ["GPT2LMHeadModel"]}, ("completion",)),
             ({"architectures": ["MistralForCausalLM"], "text_config": 7}, ("completion",)),
-            ({"architectures": ["BertForMaskedLM"]}, ("embedding",)),
+            ({"architectures": ["BertForMaskedLM"]}, ("embedding", "fill-mask")),
             ({"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta"}, ("embedding",)),
             ({"model_type": "modernbert"}, ("embedding",)),
         ],

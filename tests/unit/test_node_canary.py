@@ -10,6 +10,7 @@ import pytest
 
 from blip.errors import ModelLoadFailed
 from blip.kinds import KINDS, input_from_wire
+from blip.kinds.pipelines import results_to_wire
 from blip.kinds.text import Delta, Finish, TokenLogprob, delta_to_wire
 from blip_node.canary import QUESTIONS, Canary, choose, possible
 from blip_node.catalogue import Catalogue, Entry
@@ -106,6 +107,11 @@ VECTOR = struct.pack("<3f", 0.0, 0.6, 0.8)
         ("embedding", [], struct.pack("<2f", 1.0, math.nan), "not finite"),
         ("embedding", [], struct.pack("<2f", math.inf, 1.0), "not finite"),
         ("embedding", [], bytes(12), "all zeros"),
+        ("rerank", [], VECTOR, ""),
+        ("rerank", [], struct.pack("<f", math.nan), "not finite"),
+        ("text-classification", [], results_to_wire([[["A", 0.5]]]), ""),
+        ("fill-mask", [], results_to_wire([]), "cannot be read"),
+        ("text2text-generation", [], b"\xc1", "cannot be read"),
         ("image", [], b"", "no picture"),
         ("image", [], png(8, 8), ""),
         ("chat", [], finish([5], -0.5), ""),

@@ -8,19 +8,21 @@ import json
 import math
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from aiohttp import web
 from pydantic import BaseModel, Field
 
 from blip.errors import RuntimeFailed
+from blip.gateway import shares
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Ignored, Request
 from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.sampling import TokenId
 from blip.kinds.embedding import EMBEDDING, EmbeddingInput
+from blip.kinds.text import CHARS_PER_TOKEN
 from blip.protocol.messages import Payload
 
 #: Texts a request, as OpenAI has it.
@@ -51,11 +53,10 @@ class EmbeddingRequest(Request):
     """Numbers a vector, for models that allow to cut it short."""
     user: Annotated[str | None, Ignored()] = None
 
-    def task(self) -> EmbeddingInput:
-        """Return the input of the task."""
+    def texts(self) -> list[str | list[int]]:
+        """Return the texts, one or several."""
         single = isinstance(self.input, str) or isinstance(self.input[0], int)
-        texts = [self.input] if single else self.input
-        return EmbeddingInput(texts=texts, dimensions=self.dimensions)  # type: ignore[arg-type]
+        return [self.input] if single else self.input  # type: ignore[list-item, return-value]
 
 
 class Embedding(BaseModel):
@@ -94,14 +95,20 @@ def rows(payload: Payload, count: int) -> Iterator[memoryview]:
     return (view[start : start + size] for start in range(0, len(view), size))
 
 
+def little_endian(row: memoryview) -> array[float]:
+    """Read little-endian float32."""
+    values = array("f", bytes(row))
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
+
+
 def numbers(row: memoryview) -> str:
     """Write one vector as a JSON array; nine digits tell every float32 from its neighbours.
 
     Raises :class:`~blip.errors.RuntimeFailed` for what JSON has no word for.
     """
-    values = array("f", bytes(row))
-    if sys.byteorder == "big":
-        values.byteswap()
+    values = little_endian(row)
     if not math.isfinite(sum(values)):
         raise RuntimeFailed("The model returned a vector that is not finite.")
     return f"[{','.join(['%.9g'] * len(values))}]" % tuple(values)
@@ -126,18 +133,48 @@ async def written(payload: Payload, count: int, *, packed: bool = False) -> list
     return vectors
 
 
+async def embed(
+    exchange: Exchange,
+    model: str,
+    texts: Sequence[str | list[int]],
+    dimensions: int | None = None,
+    *,
+    packed: bool = False,
+) -> tuple[list[str], int]:
+    """Embed texts; return each one's vector as :func:`written`, and the tokens of all.
+
+    Many texts are shared by the devices that can take some. Raises
+    :class:`~blip.errors.BlipError`; errors name a text by its number in the request.
+    """
+
+    def make(part: range) -> EmbeddingInput:
+        some = list(texts[part.start : part.stop])
+        return EmbeddingInput(texts=some, dimensions=dimensions, first=part.start)
+
+    costs = [_cost(text) for text in texts]
+    parts = shares.start(exchange, EMBEDDING, model, costs, make)
+    vectors: list[str] = []
+    tokens = 0
+    for part, (_, answer) in zip(parts, await exchange.results(), strict=True):
+        vectors += await written(answer.payload, len(part), packed=packed)
+        tokens += answer.usage.get("prompt_tokens", 0)
+    return vectors, tokens
+
+
+def _cost(text: str | list[int]) -> float:
+    return 1 + (len(text) / CHARS_PER_TOKEN if isinstance(text, str) else len(text))
+
+
 async def create(exchange: Exchange, body: EmbeddingRequest) -> web.StreamResponse:
     """Embed texts.
 
-    All texts of a request make one task. With encoding_format base64 the vectors travel as they
-    are; as numbers they take three times the bytes.
+    Many texts become several tasks, which the devices of the mesh share. With encoding_format
+    base64 the vectors travel as they are; as numbers they take three times the bytes.
     """
-    task = body.task()
-    exchange.start(EMBEDDING, body.model, [task])
-    ((_, answer),) = await exchange.results()
     packed = body.encoding_format == "base64"
-    vectors = await written(answer.payload, len(task.texts), packed=packed)
-    tokens = answer.usage.get("prompt_tokens", 0)
+    vectors, tokens = await embed(
+        exchange, body.model, body.texts(), body.dimensions, packed=packed
+    )
     data = ",".join(
         f'{{"object":"embedding","index":{index},"embedding":{vector}}}'
         for index, vector in enumerate(vectors)

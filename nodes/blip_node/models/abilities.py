@@ -6,7 +6,7 @@ so new families of a known head are served without a change here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 #: Encoders that number positions from ``pad_token_id + 1``: fairseq's habit.
@@ -33,23 +33,96 @@ TEXT_ENCODERS = OFFSET_POSITIONS | {
     "squeezebert",
 }
 
+#: Encoders of sound whose classifiers are called as those of text are.
+SOUND_ENCODERS = frozenset(
+    {
+        "data2vec-audio",
+        "hubert",
+        "sew",
+        "sew-d",
+        "unispeech",
+        "unispeech-sat",
+        "wav2vec2",
+        "wav2vec2-bert",
+        "wav2vec2-conformer",
+        "wavlm",
+    }
+)
+
+#: Encoders of text that also read where on a page it stands.
+PAGE_ENCODERS = frozenset({"bros", "layoutlm", "layoutlmv2", "layoutlmv3", "lilt", "markuplm"})
+
+#: Models that write a text of a text, by what they were made for. ``ForConditionalGeneration``
+#: says nothing: models of sound and of pictures are called so, too.
+WRITERS = frozenset(
+    {
+        "bart",
+        "bigbird_pegasus",
+        "encoder-decoder",
+        "fsmt",
+        "led",
+        "longt5",
+        "m2m_100",
+        "marian",
+        "mbart",
+        "mt5",
+        "mvp",
+        "nllb-moe",
+        "pegasus",
+        "pegasus_x",
+        "plbart",
+        "prophetnet",
+        "switch_transformers",
+        "t5",
+        "t5gemma",
+        "umt5",
+    }
+)
+
+Config = Mapping[str, Any]
+
+
+def labels_of(config: Config) -> tuple[str, ...]:
+    """Return the names of a head's labels; transformers saves none of two nameless ones."""
+    named = config.get("id2label")
+    if isinstance(named, Mapping) and named:
+        return tuple(map(str, named.values()))
+    count = config.get("num_labels")
+    return tuple(f"LABEL_{at}" for at in range(count if isinstance(count, int) else 2))
+
+
+def _scores(config: Config) -> bool:
+    return len(labels_of(config)) == 1
+
+
+def _infers(config: Config) -> bool:
+    return any(label.lower().startswith("entail") for label in labels_of(config))
+
+
+def sees(config: Config) -> bool:
+    """Tell by its configuration whether a language model reads pictures, too.
+
+    Such a model chats through another runtime than one of text alone.
+    """
+    return "vision_config" in config
+
 
 class Head(NamedTuple):
     """Architectures whose name ends in one of ``names``, and the kinds that they serve.
 
-    With ``types`` the model type must be among them, too, and with ``part`` the configuration must
-    have a part of that name. ``words`` is how an error names them.
+    With ``types`` the model type must be among them, too, and it must not be among ``without``;
+    ``fits`` looks at the configuration. ``words`` is how an error names them. What is in ``also``
+    is served where the model's ``kinds`` ask for it.
     """
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
     words: str
     types: frozenset[str] = frozenset()
-    part: str = ""
+    also: tuple[str, ...] = ()
+    without: frozenset[str] = frozenset()
+    fits: Callable[[Config], bool] | None = None
 
-
-#: The part of a configuration that only models with eyes have.
-_EYES = "vision_config"
 
 #: Models that say something about a picture without being able to talk about it.
 _CAPTIONERS = (
@@ -76,51 +149,83 @@ _SEGMENTERS = (
     "DetrForSegmentation",
 )
 
+_SEQUENCES = ("ForSequenceClassification",)
+_NOT_TEXT = SOUND_ENCODERS | PAGE_ENCODERS
+_TOKENS = ("feature-extraction",)
+
 HEADS: tuple[Head, ...] = (
     Head(_CAPTIONERS, ("caption",), "captioners of pictures"),
-    Head(
-        ("ForConditionalGeneration",), ("chat", "caption"), "language models that see", part=_EYES
-    ),
+    Head(("ForConditionalGeneration",), ("chat", "caption"), "language models that see", fits=sees),
     Head(("ForImageClassification", *COMPARERS), ("image-classification",), "image classifiers"),
     Head(("ForObjectDetection",), ("detection",), "object detectors"),
     Head(("ForDepthEstimation",), ("depth",), "depth estimators"),
     Head(_SEGMENTERS, ("segmentation",), "image segmenters"),
-    Head(("ForCausalLM", "LMHeadModel"), ("chat", "completion"), "causal language models"),
-    Head(("VitsModel", "SpeechT5ForTextToSpeech"), ("speech",), "speech models"),
-    Head(("ForMaskedLM",), ("embedding",), "text encoders"),
-    Head(
-        ("WhisperForConditionalGeneration",),
-        ("transcription", "translation"),
-        "Whisper",
-    ),
+    Head(("WhisperForConditionalGeneration",), ("transcription", "translation"), "Whisper"),
     Head(("ForCTC",), ("transcription",), "speech recognisers with a CTC head"),
-    Head(("",), ("embedding",), "text encoders", TEXT_ENCODERS),
+    Head(("VitsModel", "SpeechT5ForTextToSpeech"), ("speech",), "speech models"),
+    # the hidden states of a language model are embeddings too, if someone asks for them
+    Head(
+        ("ForCausalLM", "LMHeadModel"),
+        ("chat", "completion"),
+        "causal language models",
+        also=("embedding", *_TOKENS),
+    ),
+    Head(
+        _SEQUENCES,
+        ("rerank",),
+        "cross-encoders",
+        without=_NOT_TEXT,
+        fits=_scores,
+        also=("text-classification",),
+    ),
+    Head(
+        _SEQUENCES,
+        ("text-classification", "zero-shot-classification"),
+        "models of inference",
+        without=_NOT_TEXT,
+        fits=_infers,
+    ),
+    Head(_SEQUENCES, ("text-classification",), "text classifiers", without=_NOT_TEXT),
+    Head(
+        ("ForTokenClassification",),
+        ("token-classification",),
+        "token classifiers",
+        without=_NOT_TEXT,
+    ),
+    Head(
+        ("ForQuestionAnswering",),
+        ("question-answering",),
+        "finders of answers",
+        without=_NOT_TEXT | {"vilt", "blip", "fuyu"},
+    ),
+    Head(
+        ("ForConditionalGeneration", "MTModel", "EncoderDecoderModel"),
+        ("text2text-generation",),
+        "sequence-to-sequence models of text",
+        WRITERS,
+    ),
+    Head(("ForMaskedLM",), ("embedding", "fill-mask"), "masked language models", also=_TOKENS),
+    Head(("",), ("embedding",), "text encoders", TEXT_ENCODERS, also=_TOKENS),
 )
 
 
-def abilities(
-    architecture: str, model_type: str, config: Mapping[str, Any] | None = None
-) -> tuple[str, ...]:
-    """Return the kinds that a model can serve; none if blip has no runtime for it.
-
-    ``config`` is all of its configuration, for the rows that look at its parts.
-    """
+def head_of(architecture: str, model_type: str, config: Config) -> Head | None:
+    """Return the row that fits a model; None if blip has no runtime for it."""
     for head in HEADS:
         if (
             architecture.endswith(head.names)
             and (not head.types or model_type in head.types)
-            and (not head.part or head.part in (config or {}))
+            and model_type not in head.without
+            and (head.fits is None or head.fits(config))
         ):
-            return head.kinds
-    return ()
+            return head
+    return None
 
 
-def sees(config: Mapping[str, Any]) -> bool:
-    """Tell by its configuration whether a language model reads pictures, too.
-
-    Such a model chats through another runtime than one of text alone.
-    """
-    return _EYES in config
+def abilities(architecture: str, model_type: str, config: Config) -> tuple[str, ...]:
+    """Return the kinds that a model can serve; none if blip has no runtime for it."""
+    head = head_of(architecture, model_type, config)
+    return head.kinds if head is not None else ()
 
 
 def served() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from blip.errors import ConfigError, ModelLoadFailed
 from blip_node.models import ctranslate, gguf, hub, package, pipeline, piper, weights
-from blip_node.models.abilities import OFFSET_POSITIONS, abilities, served
+from blip_node.models.abilities import OFFSET_POSITIONS, abilities, head_of, served
 from blip_node.models.files import positive, read_object
 from blip_node.models.means import BITS, GROUP_SHARE, OF_PIPELINES, PLAIN, Means
 from blip_node.models.spec import (
@@ -269,26 +269,26 @@ def _describe(spec: ModelSpec, folder: Path) -> Description:
     names = config.get("architectures")
     architecture = str(names[0]) if isinstance(names, list) and names else ""
     model_type = str(config.get("model_type", ""))
-    if (folder / "modules.json").is_file():
-        able: tuple[str, ...] = ("embedding",)
-    else:
-        able = abilities(architecture, model_type, config)
+    head = head_of(architecture, model_type, config)
+    able, also = (head.kinds, head.also) if head is not None else ((), ())
+    if (folder / "modules.json").is_file() and "rerank" not in able:
+        able, also = ("embedding",), ("feature-extraction",)
     if "chat" in able and not has_chat_template(folder):
         able = tuple(kind for kind in able if kind != "chat")
     if "translation" in able and not _translates(folder, config):
         able = tuple(kind for kind in able if kind != "translation")
-    embeds = able == ("embedding",)
-    limit = sequence_limit(folder, config) if embeds else context_of(config)
+    embeds, writes = "embedding" in able, bool({"chat", "completion"} & set(able))
+    limit = context_of(config) if writes else sequence_limit(folder, config)
     return Description(
         spec.name,
         spec.source,
-        _kinds(spec, able, architecture or model_type or "(unnamed)"),
+        _kinds(spec, able, architecture or model_type or "(unnamed)", also),
         path=str(folder),
         architecture=architecture,
         counts=counts,
         context=fit_context(spec.context, limit, spec.name),
         dimensions=positive(text_config(config).get("hidden_size")) if embeds else None,
-        cache_elements=0 if embeds else _cache_elements(text_config(config)),
+        cache_elements=_cache_elements(text_config(config)) if writes else 0,
     )
 
 
@@ -318,7 +318,7 @@ def _describe_ctranslate(spec: ModelSpec, files: ctranslate.Files) -> Descriptio
     variables = ctranslate.read_header(files)
     ctranslate.shape_of(variables)  # says what is missing before anything is converted
     architecture = "WhisperForConditionalGeneration"
-    able = abilities(architecture, "whisper")
+    able = abilities(architecture, "whisper", {})
     if not ctranslate.is_multilingual(files, variables):
         able = tuple(kind for kind in able if kind != "translation")
     return Description(
@@ -362,7 +362,7 @@ def _describe_gguf(spec: ModelSpec, path: Path) -> Description:
     return Description(
         spec.name,
         spec.source,
-        _kinds(spec, able, header.architecture or "(unnamed)"),
+        _kinds(spec, able, header.architecture or "(unnamed)", ("embedding",)),
         path=str(path),
         architecture=header.architecture,
         counts={CONVERTED_DTYPE: header.parameters},
@@ -393,8 +393,13 @@ _SINGLE_FILES: Mapping[str, Callable[[ModelSpec, Path], Description]] = {
 }
 
 
-def _kinds(spec: ModelSpec, able: tuple[str, ...], architecture: str) -> tuple[str, ...]:
-    """Return what the model will serve: what it is able to, narrowed by the spec."""
+def _kinds(
+    spec: ModelSpec, able: tuple[str, ...], architecture: str, also: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Return what the model will serve: what it is able to, narrowed by the spec.
+
+    What is in ``also`` it serves if the spec says so.
+    """
     if not able:
         raise ModelLoadFailed(
             f"blip has no runtime for the architecture {architecture}",
@@ -402,15 +407,14 @@ def _kinds(spec: ModelSpec, able: tuple[str, ...], architecture: str) -> tuple[s
         )
     if spec.kinds is None:
         return able
-    # the hidden states of a language model are embeddings too, if someone asks for them
-    lacking = set(spec.kinds) - set(able) - ({"embedding"} if "completion" in able else set())
+    lacking = set(spec.kinds) - set(able) - set(also)
     if lacking:
         wanted = sorted(lacking)[0]
         textual = {"completion", "caption"} & set(able)
         why = " (it has no chat template)" if wanted == "chat" and textual else ""
         raise ConfigError(
             f"model '{spec.name}' ({architecture}) cannot serve {wanted}{why}; it can serve "
-            f"{', '.join(able)}",
+            f"{', '.join((*able, *also))}",
             param="kinds",
         )
     return spec.kinds

@@ -4,53 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 
-from blip.errors import (
-    BlipError,
-    Cancelled,
-    ConfigError,
-    ContextTooLong,
-    InvalidRequest,
-    ModelLoadFailed,
-    RuntimeFailed,
-    WorkerCrashed,
-)
+from blip.errors import ConfigError, ContextTooLong, InvalidRequest, ModelLoadFailed
 from blip.kinds.embedding import EmbeddingInput
 from blip_node.models.files import read_object
 from blip_node.models.snapshot import DEFAULT_CONTEXT, fit_context, sequence_limit
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
-from blip_node.runtimes.batching import batches, take_round
 from blip_node.runtimes.decoding.vocabulary import Vocabulary
-from blip_node.runtimes.loading import failure, is_out_of_memory, load_pretrained, read_config
+from blip_node.runtimes.loading import failure, is_out_of_memory, read_config
 from blip_node.runtimes.pooling import normalised, read_pooling
+from blip_node.runtimes.rows import Rows
 
 
-@dataclass(slots=True, eq=False)
-class _Task:
-    """A job's texts as ids, its vectors so far, and whoever waits for them."""
+class Encoder(Rows):
+    """Texts to vectors. ``loaded`` are the model without its head and the tokenizer."""
 
-    job: Job
-    texts: list[list[int]]
-    left: list[int]
-    vectors: Any  # float32 [texts, dimensions]
-    future: asyncio.Future[None]
-
-
-_Row = tuple[_Task, int]
-
-
-class Encoder:
-    """Batches are put together on the event loop and computed on one thread, one at a time."""
-
-    def __init__(self, spec: LoadSpec, report: Callable[[float], None]) -> None:
-        self._model, tokenizer = load_pretrained(spec, "AutoModel", report)
+    def __init__(
+        self,
+        spec: LoadSpec,
+        report: Callable[[float], None],
+        loaded: tuple[Any, Any],
+    ) -> None:
+        super().__init__("blip-encode")
+        self._model, tokenizer = loaded
         folder = Path(spec.path)
         self._device = spec.device
         self._pooling = read_pooling(folder)
@@ -62,7 +43,6 @@ class Encoder:
             self._context = fit_context(spec.context, own, spec.model) or DEFAULT_CONTEXT
         except ConfigError as error:
             raise ModelLoadFailed(error.message) from None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="blip-encode")
         warm = self._thread.submit(self._encode, [[0]])
         try:
             self._dimensions = int(warm.result().shape[1])
@@ -71,9 +51,6 @@ class Encoder:
             if is_out_of_memory(error):
                 raise failure(error) from error
             raise ModelLoadFailed(f"it cannot encode a text: {error}") from error
-        self._tasks: list[_Task] = []
-        self._worker: asyncio.Task[None] | None = None
-        self._closed = False
         report(1.0)
 
     async def run(self, job: Job) -> Outcome:
@@ -86,35 +63,18 @@ class Encoder:
                 param="dimensions",
             )
         texts = await asyncio.to_thread(self._tokenize, wishes)
-        if self._closed:
-            raise WorkerCrashed("the model was unloaded during this task")
-        task = _Task(
-            job,
-            texts,
-            list(range(len(texts))),
-            numpy.empty((len(texts), self._dimensions), dtype="<f4"),
-            asyncio.get_running_loop().create_future(),
-        )
-        self._tasks.append(task)
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
-        await task.future
+        vectors = numpy.stack(await self.compute(job, texts)).astype("<f4", copy=False)
         tokens = sum(map(len, texts))
         return Outcome(
-            _rows(task.vectors, wanted),
+            _rows(vectors, wanted),
             usage={"prompt_tokens": tokens},
             units=len(texts) + tokens,
         )
 
-    def close(self) -> None:
-        """Stop the inference thread after its current batch."""
-        self._closed = True
-        self._thread.shutdown(wait=True)
-
     def _tokenize(self, wishes: EmbeddingInput) -> list[list[int]]:
         """Return each text's ids, those of token inputs as they are."""
         texts = []
-        for index, text in enumerate(wishes.texts):
+        for index, text in enumerate(wishes.texts, wishes.first):
             where = f"texts.{index}"
             if isinstance(text, str):
                 ids = self._vocabulary.encode(self._default_prompt + text, special=True)
@@ -134,69 +94,6 @@ class Encoder:
                 )
             texts.append(ids)
         return texts
-
-    async def _work(self) -> None:
-        """Encode until nothing is left to encode."""
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(0)  # jobs that arrive in the same tick share batches
-        while self._tasks:
-            rows = take_round([[(task, index) for index in task.left] for task in self._tasks])
-            for batch in batches([len(task.texts[index]) for task, index in rows]):
-                self._drop_cancelled()
-                chosen = [rows[at] for at in batch if rows[at][0] in self._tasks]
-                if not chosen:
-                    continue
-                try:
-                    results = await loop.run_in_executor(self._thread, self._compute, chosen)
-                except RuntimeError:  # the executor was shut down
-                    results = [WorkerCrashed("the model was unloaded during this task")]
-                    results *= len(chosen)
-                for row, result in zip(chosen, results, strict=True):
-                    self._deliver(row, result)
-
-    def _drop_cancelled(self) -> None:
-        for task in list(self._tasks):
-            if task.job.cancelled or task.future.cancelled():
-                self._finish(task, Cancelled("the client went away"))
-
-    def _deliver(self, row: _Row, result: Any) -> None:
-        task, index = row
-        if task not in self._tasks:
-            return
-        if isinstance(result, BlipError):
-            self._finish(task, result)
-        else:
-            task.vectors[index] = result
-            task.left.remove(index)
-            if not task.left:
-                self._finish(task, None)
-
-    def _finish(self, task: _Task, error: BlipError | None) -> None:
-        self._tasks.remove(task)
-        if task.future.done():
-            return
-        if error is None:
-            task.future.set_result(None)
-        else:
-            task.future.set_exception(error)
-
-    def _compute(self, rows: list[_Row]) -> list[Any]:
-        """Return a vector or an error for each row. Runs on the thread.
-
-        A batch that fails is halved until those that are to blame are alone: one client's text
-        does not fail another's, and what does not fit together may fit apart.
-        """
-        try:
-            vectors = self._encode([task.texts[index] for task, index in rows])
-        except Exception as error:
-            if len(rows) == 1:
-                return [failure(error)]
-            vectors = None  # the halves run outside, where the error no longer holds its tensors
-        if vectors is None:
-            half = len(rows) // 2
-            return self._compute(rows[:half]) + self._compute(rows[half:])
-        broken = RuntimeFailed("the model computed NaN or infinity instead of a vector")
-        return [vector if numpy.isfinite(vector).all() else broken for vector in vectors]
 
     def _encode(self, texts: list[list[int]]) -> Any:
         """Return float32 [texts, dimensions] as a numpy array."""

@@ -12,18 +12,22 @@ from blip_node.models import weights
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.quantizing import quantizer
 
-#: Weights that a checkpoint may lack: heads that no runtime here uses.
+#: Weights that a checkpoint may lack: heads that encoders without one have and nobody uses.
 _UNUSED = ("pooler.",)
 
 
 def load_pretrained(
-    spec: LoadSpec, auto_class: str, report: Callable[[float], None]
+    spec: LoadSpec,
+    auto_class: str,
+    report: Callable[[float], None],
+    unused: tuple[str, ...] = _UNUSED,
 ) -> tuple[Any, Any]:
     """Load a snapshot's model, by the name of a transformers ``Auto`` class, and its tokenizer.
 
     The model is on ``spec.device`` in ``spec.dtype``, in evaluation mode. Only safetensors on
-    this disk are read and none of the snapshot's code is run. Raises
-    :class:`~blip.errors.ModelLoadFailed` with the reason, or ``NoCapacity`` when it does not fit.
+    this disk are read and none of the snapshot's code is run. Of the weights only those with one
+    of ``unused`` in their name may be missing. Raises :class:`~blip.errors.ModelLoadFailed` with
+    the reason, or ``NoCapacity`` when it does not fit.
     """
     import torch
     import transformers
@@ -50,7 +54,7 @@ def load_pretrained(
         )
     except Exception as error:
         raise load_failure(spec, error) from error
-    missing = sorted(k for k in info["missing_keys"] if not any(u in k for u in _UNUSED))
+    missing = sorted(k for k in info["missing_keys"] if not any(u in k for u in unused))
     if missing:
         # transformers would go on with random numbers in their place
         raise ModelLoadFailed(

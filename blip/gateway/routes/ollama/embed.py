@@ -10,12 +10,11 @@ from pydantic import BaseModel, Field
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Ignored, Request
-from blip.gateway.routes.embeddings import MAX_TEXTS, Text, written
+from blip.gateway.routes.embeddings import MAX_TEXTS, Text, embed
 from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.routes.ollama.dialect import DIALECT, nanoseconds, served_name
 from blip.gateway.sampling import ModelName
 from blip.gateway.text import quote
-from blip.kinds.embedding import EMBEDDING, EmbeddingInput
 
 
 class EmbedRequest(Request):
@@ -32,10 +31,9 @@ class EmbedRequest(Request):
     keep_alive: Annotated[Any, Ignored()] = None
     options: Annotated[Any, Ignored()] = None
 
-    def task(self) -> EmbeddingInput:
-        """Return the input of the task."""
-        texts = [self.input] if isinstance(self.input, str) else self.input
-        return EmbeddingInput(texts=list(texts), dimensions=self.dimensions)
+    def texts(self) -> list[str]:
+        """Return the texts, one or several."""
+        return [self.input] if isinstance(self.input, str) else self.input
 
 
 class EmbedAnswer(BaseModel):
@@ -57,10 +55,6 @@ class OldEmbedRequest(Request):
     keep_alive: Annotated[Any, Ignored()] = None
     options: Annotated[Any, Ignored()] = None
 
-    def task(self) -> EmbeddingInput:
-        """Return the input of the task."""
-        return EmbeddingInput(texts=[self.prompt])
-
 
 class OldEmbedAnswer(BaseModel):
     """The vector of the text."""
@@ -69,26 +63,22 @@ class OldEmbedAnswer(BaseModel):
 
 
 async def create(exchange: Exchange, body: EmbedRequest) -> web.StreamResponse:
-    """Embed texts, in Ollama's shapes. All texts of a request make one task."""
-    task = body.task()
-    exchange.start(EMBEDDING, served_name(exchange, body.model), [task])
-    ((_, answer),) = await exchange.results()
-    vectors = await written(answer.payload, len(task.texts))
-    timing = exchange.calls[0].timing
+    """Embed texts, in Ollama's shapes."""
+    model = served_name(exchange, body.model)
+    vectors, tokens = await embed(exchange, model, body.texts(), body.dimensions)
+    timings = [call.timing for call in exchange.calls]
     return web.Response(
         text=f'{{"model":{quote(body.model)},"embeddings":[{",".join(vectors)}],'
-        f'"total_duration":{nanoseconds(timing.total or 0.0)},'
-        f'"load_duration":{nanoseconds(timing.load)},'
-        f'"prompt_eval_count":{answer.usage.get("prompt_tokens", 0)}}}',
+        f'"total_duration":{nanoseconds(max(timing.total or 0.0 for timing in timings))},'
+        f'"load_duration":{nanoseconds(max(timing.load for timing in timings))},'
+        f'"prompt_eval_count":{tokens}}}',
         content_type="application/json",
     )
 
 
 async def create_one(exchange: Exchange, body: OldEmbedRequest) -> web.StreamResponse:
     """Embed one text, as Ollama had it first; /api/embed takes several."""
-    exchange.start(EMBEDDING, served_name(exchange, body.model), [body.task()])
-    ((_, answer),) = await exchange.results()
-    (vector,) = await written(answer.payload, 1)
+    (vector,), _ = await embed(exchange, served_name(exchange, body.model), [body.prompt])
     return web.Response(text=f'{{"embedding":{vector}}}', content_type="application/json")
 
 

@@ -82,13 +82,16 @@ class Finished(BaseModel):
 
 
 def finished(exchange: Exchange) -> dict[str, Any]:
-    """Return the fields of a :class:`Finished` for the exchange's only call, which has ended."""
-    (call,) = exchange.calls
-    now, took = time.time(), call.timing.total or 0.0
+    """Return the fields of a :class:`Finished`, once all calls of the exchange have ended.
+
+    Of several the first lends its id, and the slowest its time.
+    """
+    calls = exchange.calls
+    now, took = time.time(), max(call.timing.total or 0.0 for call in calls)
     return {
-        "task_id": call.task_id,
+        "task_id": calls[0].task_id,
         "processing_time": took,
-        "worker_id": call.node,
+        "worker_id": ", ".join(dict.fromkeys(call.node for call in calls)),
         "created_at": iso(now - took),
         "completed_at": iso(now),
     }

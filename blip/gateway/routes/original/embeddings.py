@@ -11,11 +11,10 @@ from blip.errors import InvalidRequest
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Request
-from blip.gateway.routes.embeddings import MAX_TEXTS, Text, written
+from blip.gateway.routes.embeddings import MAX_TEXTS, Text, embed
 from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.routes.original.dialect import DIALECT, Finished, finished
 from blip.gateway.sampling import ModelName
-from blip.kinds.embedding import EMBEDDING, EmbeddingInput
 
 Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
 
@@ -38,10 +37,10 @@ class VectorsRequest(Request):
         if self.text is not None and self.input is not None:
             raise InvalidRequest("'text' and 'input' are the same; send one.", param="input")
 
-    def task(self) -> EmbeddingInput:
-        """Return the input of the task."""
+    def texts(self) -> list[str]:
+        """Return the texts, one or several."""
         texts = (self.text or self.input) or []
-        return EmbeddingInput(texts=[texts] if isinstance(texts, str) else list(texts))
+        return [texts] if isinstance(texts, str) else texts
 
 
 class VectorsResult(BaseModel):
@@ -60,10 +59,7 @@ class Vectors(Finished):
 
 async def create(exchange: Exchange, body: VectorsRequest) -> web.StreamResponse:
     """Embed texts, with BitingLip's envelope around the vectors."""
-    task = body.task()
-    exchange.start(EMBEDDING, body.model, [task])
-    ((_, answer),) = await exchange.results()
-    vectors = await written(answer.payload, len(task.texts))
+    vectors, _ = await embed(exchange, body.model, body.texts())
     view = Vectors(
         result=VectorsResult(
             embeddings=[], dimensions=vectors[0].count(",") + 1, model_used=body.model
