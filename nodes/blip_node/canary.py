@@ -20,6 +20,7 @@ from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput
 from blip.kinds.pictures import read_header
 from blip.kinds.text import Delta, Finish, delta_from_wire, finish_from_wire
+from blip.kinds.video import VideoInput, video_format
 from blip.protocol.messages import TASK_ID_BYTES, Submit
 from blip_node.catalogue import Entry
 from blip_node.executions import Event, Execution
@@ -60,6 +61,10 @@ def _check_picture(parts: list[bytes], end: bytes) -> str:
     return "" if read_header(end) is not None else "its answer is no picture"
 
 
+def _check_video(parts: list[bytes], end: bytes) -> str:
+    return "" if video_format(end) is not None else "its answer is no video"
+
+
 def _check_echo(parts: list[bytes], end: bytes) -> str:
     return "" if end == _ASKED.encode() else "its answer is not what was sent"
 
@@ -87,6 +92,11 @@ QUESTIONS: dict[str, Question] = {
     ),
     "embedding": Question(EmbeddingInput(texts=[_ASKED]), _check_vector),
     "image": Question(ImageInput(prompt="1, 2, 3", steps=2, seed=0), _check_picture),
+    # small and short: its own size would take minutes
+    "video": Question(
+        VideoInput(prompt="1, 2, 3", width=256, height=256, seconds=0.25, steps=1, seed=0),
+        _check_video,
+    ),
     "echo": Question(EchoInput(text=_ASKED), _check_echo),
 }
 

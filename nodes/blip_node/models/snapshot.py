@@ -196,7 +196,7 @@ def _describe_pipeline(spec: ModelSpec, folder: Path) -> Description:
     return Description(
         spec.name,
         spec.source,
-        _kinds(spec, ("image",), architecture),
+        _kinds(spec, pipeline.kinds(architecture), architecture),
         path=str(folder),
         architecture=architecture,
         counts=weights.total_counts(pipeline.shards(folder)),
@@ -270,7 +270,7 @@ def _kinds(spec: ModelSpec, able: tuple[str, ...], architecture: str) -> tuple[s
     if not able:
         raise ModelLoadFailed(
             f"blip has no runtime for the architecture {architecture}",
-            hint=f"It runs {served()} and diffusers pipelines (image).",
+            hint=f"It runs {served()} and diffusers pipelines (image, video).",
         )
     if spec.kinds is None:
         return able
