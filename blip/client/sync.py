@@ -19,6 +19,7 @@ from blip.client.answers import (
 )
 from blip.client.stream import TextStream
 from blip.client.text import Messages
+from blip.client.videos import VideoAnswer
 
 T = TypeVar("T")
 
@@ -108,6 +109,13 @@ class Blip:
     def image(self, model: str, prompt: str = "", **options: Any) -> ImageAnswer:
         """Paint pictures; see :meth:`blip.client.AsyncBlip.image` for the options."""
         return self._wait(self._client.image(model, prompt, **options))
+
+    def video(self, model: str, prompt: str, **options: Any) -> VideoAnswer:
+        """Make a video and wait for it; options as :meth:`AsyncBlip.video`'s.
+
+        ``progress`` is called on the client's own thread.
+        """
+        return self._wait(self._client.video(model, prompt, **options))
 
     def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given."""

@@ -53,6 +53,8 @@ class Operation:
     #: What each event of a stream is, where the operation can stream.
     event: type[BaseModel] | None = None
     errors: tuple[type[BlipError], ...] = ()
+    #: What the query may say: the JSON schema of each parameter, with its description.
+    query: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: Whether it needs no API key.
     public: bool = False
     #: Whether it runs tasks, and so takes the headers of :mod:`blip.gateway.task_options`.
@@ -136,7 +138,7 @@ class Api:
             content = {"schema": refs[operation.body.__name__], "example": operation.example}
             described["requestBody"] = {
                 "required": True,
-                "content": {operation.body.media: content},
+                "content": dict.fromkeys(_media(operation.body), content),
             }
         if self.secured and not operation.public:
             described["security"] = [{"key": []}, {"x_api_key": []}]
@@ -159,10 +161,19 @@ def _models(
     return list(found)
 
 
+def _media(body: type[Request]) -> list[str]:
+    """Return the media types in which a body may be sent."""
+    return [body.media, "application/json"] if getattr(body, "also_json", False) else [body.media]
+
+
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in _PATH_FIELD.findall(operation.path)
+    ]
+    found += [
+        {"name": name, "in": "query", "required": False, "schema": dict(schema)}
+        for name, schema in operation.query.items()
     ]
     if operation.task:
         found += [

@@ -13,7 +13,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from blip.errors import InvalidRequest
-from blip.gateway.body import check_length, explain, too_large
+from blip.gateway.body import check_length, explain, read_body, too_large
 from blip.gateway.envelope import UnsupportedMediaType
 from blip.gateway.fields import Request
 
@@ -38,6 +38,8 @@ class FormRequest(Request):
     """A form: fields as in JSON, written out as text, and files."""
 
     media: ClassVar[str] = "multipart/form-data"
+    #: Whether it may be sent as JSON too, without files.
+    also_json: ClassVar[bool] = False
     files: ClassVar[Mapping[str, File]] = {}
 
     _uploads: dict[str, bytes] = PrivateAttr(default_factory=dict)
@@ -54,12 +56,14 @@ class FormRequest(Request):
         found = handler.resolve_ref_schema(handler(schema))
         properties = found.setdefault("properties", {})
         for name, file in cls.files.items():
-            properties[name] = {
+            sent = {
                 "type": "string",
                 "format": "binary",
                 "contentMediaType": "application/octet-stream",
                 "description": file.description,
             }
+            # as JSON it is something else
+            properties[name] = {"anyOf": [sent, properties[name]]} if cls.also_json else sent
         required = [name for name, file in cls.files.items() if file.required]
         found["required"] = [*found.get("required", ()), *required]
         return found
@@ -70,6 +74,8 @@ async def read_form(request: web.Request, model: type[FormT], limit: int) -> For
 
     Raises :class:`~blip.errors.InvalidRequest` and its kin, naming the field.
     """
+    if model.also_json and request.content_type == "application/json":
+        return await read_body(request, model, limit)
     if request.content_type != "multipart/form-data":
         raise UnsupportedMediaType(
             f"The body is declared as {request.content_type}; this route takes "

@@ -37,6 +37,7 @@ from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput, Step, step_to_wire
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
+from blip.kinds.video import VideoInput
 from blip.protocol.messages import (
     Advert,
     Device,
@@ -291,6 +292,22 @@ async def painter(value: ImageInput) -> Work:
     yield Answer(png(width, height, seed), usage, 1.0)
 
 
+def mp4(seed: int) -> bytes:
+    """What begins like an MP4, of some kilobytes; the seed is in it."""
+    return b"\0\0\0\x20ftypisom" + seed.to_bytes(8, "big", signed=True) * 500
+
+
+async def filmer(value: VideoInput) -> Work:
+    """Film in four steps."""
+    width, height, fps = value.width or 64, value.height or 32, value.fps or 8
+    frames = value.num_frames or int((value.seconds or 2) * fps)
+    for number in range(5):
+        yield step_to_wire(Step(number, 4))
+        await asyncio.sleep(0)
+    usage = {"width": width, "height": height, "frames": frames, "fps": fps, "prompt_tokens": 3}
+    yield Answer(mp4(value.seed or 0), usage, 1.0)
+
+
 def failing(error: Exception, after: int = 0) -> Node:
     """A model that says ``after`` words and then fails."""
 
@@ -328,6 +345,7 @@ def mesh() -> MemoryMesh:
             "embedder": embedder,
             "echo": echoer,
             "toy-shapes": painter,
+            "wan": filmer,
             "endless": endless(),
             "silent": silent,
         }
