@@ -64,6 +64,7 @@ async def serve(config: Config, listener: socket.socket, stop: asyncio.Event) ->
         settings = GatewaySettings(
             body_limit=int(config.gateway.body_limit),
             api_keys=dict(config.gateway.api_keys),
+            processes=config.gateway.processes,
             results_bytes=int(config.gateway.results_bytes),
             results_count=config.gateway.results_count,
             results_seconds=config.gateway.results_seconds,

@@ -42,6 +42,8 @@ class GatewaySettings:
     results_seconds: float = 3600.0
     #: What their addresses begin with; "" for whatever host a request was sent to.
     results_url: str = ""
+    #: Processes that share this gateway's port: what one keeps in memory, the others do not have.
+    processes: int = 1
     #: Videos that one API key may have unfinished, and the seconds that each may take.
     video_jobs: int = 8
     video_timeout: float = 3600.0

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from blip.errors import BlipError, Cancelled, InternalError
+from blip.errors import BlipError, Cancelled, InternalError, Unavailable
 from blip.gateway.files import Files
 from blip.gateway.jobs import Job, Jobs
 from blip.gateway.mesh import Answer, Call, Mesh, Options
@@ -46,8 +46,15 @@ class Studio:
         """Begin a video; return its job, and the id of its task.
 
         Raises what :meth:`blip.gateway.mesh.Mesh.call` raises, and
-        :class:`~blip.errors.Overloaded` if the tenant has too many under way.
+        :class:`~blip.errors.Overloaded` if the tenant has too many under way. A gateway of several
+        processes raises :class:`~blip.errors.Unavailable`: whoever asks about a job would mostly
+        meet another process than the one that has it.
         """
+        if self._settings.processes > 1:
+            raise Unavailable(
+                f"Videos are jobs of one process, and this gateway has {self._settings.processes}.",
+                hint="Set gateway.processes to 1, or run another gateway for videos.",
+            )
         self.jobs.check(tenant)
         timeout = options.timeout or self._settings.video_timeout
         call = self._mesh.call(VIDEO, model, value, replace(options, timeout=timeout))

@@ -19,7 +19,10 @@ from tests.models.random_videos import make_video_pipeline
 from tests.unit.gateway_mesh import png, served
 
 # OpenAI means to switch its own Videos API off, and its client says so at every call
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"),
+    pytest.mark.timeout(150),  # two nodes import torch and diffusers
+]
 
 CIRCLE = "a red circle"
 QUICK: dict[str, Any] = {"steps": 3, "seed": 3, "num_frames": 9}
@@ -103,7 +106,7 @@ async def a_node_that_dies_costs_a_video_nothing_but_time(rig: Rig) -> None:
 
 async def deleting_frees_the_slot_within_a_step(rig: Rig, client: openai.AsyncOpenAI) -> None:
     long = await client.videos.create(
-        model="ltx", prompt=CIRCLE, size="64x64", extra_body=QUICK | {"steps": 500}
+        model="ltx", prompt=CIRCLE, extra_body=QUICK | {"size": "64x64", "steps": 500}
     )
     while (await client.videos.retrieve(long.id)).progress < 1:  # noqa: ASYNC110  (clients poll)
         await asyncio.sleep(0.01)

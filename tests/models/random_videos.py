@@ -55,9 +55,10 @@ def ltx() -> Any:
     )
 
 
-def wan() -> Any:
+def wan(**fields: Any) -> Any:
     """Wan 2.1."""
     return diffusers.WanPipeline(
+        **fields,
         tokenizer=parts._t5_tokenizer(),
         text_encoder=parts._t5(),
         transformer=diffusers.WanTransformer3DModel(
@@ -82,6 +83,11 @@ def wan() -> Any:
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
     )
+
+
+def wan_of_both() -> Any:
+    """Wan 2.2 with 5 B parameters: it may begin with a picture."""
+    return wan(expand_timesteps=True)
 
 
 def cogvideox() -> Any:
@@ -223,7 +229,7 @@ def text_to_video_sd() -> Any:
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     make.__name__: make
-    for make in (ltx, wan, cogvideox, hunyuan, mochi, animatediff, text_to_video_sd)
+    for make in (ltx, wan, wan_of_both, cogvideox, hunyuan, mochi, animatediff, text_to_video_sd)
 }
 
 

@@ -186,6 +186,14 @@ async def test_failures(client: openai.AsyncOpenAI, backend: MemoryMesh) -> None
         await polled(client, model="nobody")
 
 
+async def test_a_gateway_of_several_processes_takes_none(backend: MemoryMesh) -> None:
+    async with client_of(backend, GatewaySettings(processes=2)) as client:
+        with pytest.raises(openai.InternalServerError, match="this gateway has 2") as caught:
+            await polled(client)
+    assert caught.value.code == "unavailable"
+    assert backend.calls == []
+
+
 async def test_a_video_too_large_to_keep(backend: MemoryMesh) -> None:
     async with client_of(backend, GatewaySettings(results_bytes=1000)) as client:
         video = await polled(client)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,15 +98,24 @@ async def test_the_same_seed_is_the_same_video(ltx: VideoRuntime) -> None:
     assert (frames_of(one) != frames_of(other)).any()
 
 
-async def test_a_video_begins_with_the_picture(ltx: VideoRuntime) -> None:
-    file = io.BytesIO()
-    Image.new("RGB", (40, 80), (255, 0, 0)).save(file, "PNG")
-    plain = await film(ltx, format="apng")
-    begun = await film(ltx, format="apng", image=file.getvalue())
-    assert frames_of(begun).shape == (9, 32, 32, 3)
-    assert (frames_of(begun) != frames_of(plain)).any()
-    with pytest.raises(InvalidRequest, match="image"):
-        await film(ltx, image=b"GIF89a")
+@pytest.mark.parametrize("family", ["ltx", "wan_of_both"])
+async def test_a_video_begins_with_the_picture(family: str, tmp_path: Path) -> None:
+    runtime = load(make_video_pipeline(tmp_path, family))
+    try:
+        made = [await film(runtime, format="apng")]
+        for colour in ((255, 0, 0), (0, 0, 255)):
+            file = io.BytesIO()
+            Image.new("RGB", (40, 80), colour).save(file, "PNG")
+            made.append(await film(runtime, format="apng", image=file.getvalue()))
+        with pytest.raises(InvalidRequest, match="input_reference"):
+            await film(runtime, image=b"GIF89a")
+    finally:
+        runtime.close()
+    plain, red, blue = map(frames_of, made)
+    assert red.shape == (9, 32, 32, 3)
+    # the decoder here is random, and yet the first frame is the one that depends on the picture
+    assert (red[0] != blue[0]).any()
+    assert (red != plain).any()
 
 
 @pytest.mark.parametrize("format", ENDINGS)
@@ -208,9 +218,13 @@ def test_other_pipelines_are_refused(tmp_path: Path) -> None:
 # --- files -----------------------------------------------------------------------------------
 
 
-def test_without_pyav_there_is_webp(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lacking", ["PyAV", "x264"])
+def test_without_pyav_there_is_webp(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
     assert films.chosen_format(None) == "mp4"
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    if lacking == "PyAV":
+        monkeypatch.setitem(sys.modules, "av", None)
+    else:
+        monkeypatch.setattr(films, "_ENCODER", "libx2640")
     assert films.chosen_format(None) == "webp"
     assert films.chosen_format("gif") == "gif"
     with pytest.raises(UnsupportedField, match="PyAV") as caught:

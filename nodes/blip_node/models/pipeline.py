@@ -51,12 +51,14 @@ class Film(NamedTuple):
 
     ``fps`` is what its models were trained at; ``grain`` what the sides of a frame are multiples
     of at least, in pixels; ``still`` the pipeline that begins with a picture, with the same
-    weights, where there is one.
+    weights, where there is one, and ``still_if`` the setting of the pipeline that says that these
+    weights were trained for it, where not all are.
     """
 
     fps: int
     grain: int = 8
     still: str = ""
+    still_if: str = ""
 
 
 #: Pipelines that make a video of nothing but a text, by the name in ``model_index.json``.
@@ -67,7 +69,8 @@ TEXT_TO_VIDEO: dict[str, Film] = {
     "LTXPipeline": Film(25, 32, "LTXImageToVideoPipeline"),
     "MochiPipeline": Film(30),
     "TextToVideoSDPipeline": Film(8),
-    "WanPipeline": Film(16, 16),
+    # Wan 2.2 of 5 B parameters does both, and tells each frame its own time for that
+    "WanPipeline": Film(16, 16, "WanImageToVideoPipeline", "expand_timesteps"),
 }
 
 #: Components that do the denoising; one of them says the size that the model was made for.

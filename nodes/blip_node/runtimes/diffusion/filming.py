@@ -91,7 +91,7 @@ class Camera:
         arguments = _arguments(self._name, parameters, wishes, reel)
         facts = self._facts(wishes, pipe, arguments, reel, seed)
         if wishes.image is not None:
-            source = pictures.open_source(wishes.image)
+            source = pictures.open_source(wishes.image, "input_reference")
             arguments["image"] = ImageOps.fit(
                 source, (reel.width, reel.height), Image.Resampling.LANCZOS
             )
@@ -126,15 +126,18 @@ class Camera:
         """Return the pipeline for what is asked. Raises ``UnsupportedField`` if there is none."""
         if wishes.image is None:
             return self._pipe
-        if not self._film.still:
+        film = self._film
+        if not film.still or (film.still_if and not self._pipe.config.get(film.still_if)):
             raise UnsupportedField(
                 f"'input_reference': {self._model} ({self._name}) begins with no picture.",
                 hint="Choose another model, or leave the picture out.",
                 param="input_reference",
             )
         if self._still is None:
-            self._still = getattr(diffusers, self._film.still).from_pipe(self._pipe)
+            self._still = getattr(diffusers, film.still).from_pipe(self._pipe)
             self._still.set_progress_bar_config(disable=True)
+            # the same encoder reads the same prompt; but Wan's second class needs ftfy for it
+            self._still.encode_prompt = self._pipe.encode_prompt
         return self._still
 
     def _reel(self, pipe: Any, parameters: Mapping[str, Any], wishes: VideoInput) -> Reel:

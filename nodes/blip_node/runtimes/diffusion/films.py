@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import itertools
 import json
@@ -16,6 +15,9 @@ from PIL import Image
 
 from blip.errors import PayloadTooLarge, RuntimeFailed, UnsupportedField
 from blip.kinds.video import MAX_FILE, VideoFormat
+
+#: The encoder of H.264.
+_ENCODER = "libx264"
 
 #: x264's quality, 0 to 51, less is better: 18 is taken to look like its source.
 _CRF = "18"
@@ -31,8 +33,14 @@ Facts = Mapping[str, str | int | float]
 
 
 def can_write_mp4() -> bool:
-    """Return whether PyAV is installed. It is not imported: that takes a tenth of a second."""
-    return importlib.util.find_spec("av") is not None
+    """Return whether PyAV is installed, with an encoder of H.264; some builds come without."""
+    try:
+        import av
+
+        av.codec.Codec(_ENCODER, "w")
+    except (ImportError, ValueError):
+        return False
+    return True
 
 
 def chosen_format(asked: VideoFormat | None) -> VideoFormat:
@@ -43,7 +51,7 @@ def chosen_format(asked: VideoFormat | None) -> VideoFormat:
     able = can_write_mp4()
     if asked == "mp4" and not able:
         raise UnsupportedField(
-            "'output_format': this node cannot write mp4, for PyAV is not installed there.",
+            "'output_format': this node cannot write mp4: PyAV with x264 is not installed there.",
             hint="Install it: pip install 'blip-mesh[video]'. Or ask for webp, gif or apng.",
             param="output_format",
         )
@@ -95,7 +103,7 @@ def _mp4(frames: Any, fps: int, facts: Facts) -> bytes:
         with av.open(file.name, "w", options={"movflags": "faststart"}) as container:
             if facts:
                 container.metadata["comment"] = json.dumps(dict(facts))
-            stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": _CRF})
+            stream = container.add_stream(_ENCODER, rate=Fraction(fps), options={"crf": _CRF})
             # players know colours at half the resolution only, which needs even sides
             stream.width, stream.height = width - width % 2, height - height % 2
             stream.pix_fmt = "yuv420p"
