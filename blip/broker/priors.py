@@ -43,6 +43,7 @@ BANDWIDTH: dict[str, float] = {
     "image-classification": _PASS,
     "depth": _PASS,
     "segmentation": _PASS,
+    "video": _PASS,
     "speech": _BOTH,
     "transcription": _BOTH,
     "translation": _BOTH,

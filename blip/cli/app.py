@@ -13,6 +13,7 @@ from blip.cli.verbs import (  # noqa: F401
     speech,
     see,
     pipelines,
+    video,
     look,
     operate,
     settings,

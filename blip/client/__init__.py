@@ -24,6 +24,7 @@ from blip.client.speech import SpeechAnswer, SpeechStream
 from blip.client.stream import TextStream
 from blip.client.sync import Blip, SyncSpeechStream, SyncTextStream
 from blip.client.text import Messages
+from blip.client.videos import VideoAnswer, VideoProgress
 from blip.client.vision_answers import (
     CaptionAnswer,
     DepthAnswer,
@@ -63,4 +64,6 @@ __all__ = [
     "SyncTextStream",
     "TextAnswer",
     "TextStream",
+    "VideoAnswer",
+    "VideoProgress",
 ]

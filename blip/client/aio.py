@@ -9,6 +9,7 @@ from blip.client.operations import OperationsClient
 from blip.client.pipelines import PipelineClient
 from blip.client.speech import SpeechClient
 from blip.client.text import TextClient
+from blip.client.videos import VideoClient
 from blip.client.vision import VisionClient
 
 
@@ -19,6 +20,7 @@ class AsyncBlip(
     SpeechClient,
     VisionClient,
     PipelineClient,
+    VideoClient,
     EchoClient,
     OperationsClient,
 ):

@@ -36,6 +36,12 @@ class ImageClient(Connection):
         (``negative_prompt``, ``steps``, ``guidance_scale``, ``seed``, ``scheduler``,
         ``strength``, ``output_format``, ``output_compression``).
         """
+        if options.get("response_format") not in (None, "b64_json"):
+            raise InvalidRequest(
+                "pictures come as the bytes of their files here",
+                hint="Ask the route itself for addresses.",
+                param="response_format",
+            )
         headers = task_headers(priority, deadline, require)
         body = body_of(model, {"prompt": prompt or None, "n": n, "size": size, **options})
         if image is None:

@@ -21,6 +21,7 @@ from blip.client.pipelines import PipelineAnswer, RerankAnswer
 from blip.client.speech import SpeechAnswer, SpeechStream
 from blip.client.stream import TextStream
 from blip.client.text import Messages
+from blip.client.videos import VideoAnswer
 from blip.client.vision_answers import (
     CaptionAnswer,
     DepthAnswer,
@@ -167,6 +168,13 @@ class Blip:
     def segment(self, model: str, image: bytes, **options: Any) -> SegmentAnswer:
         """Cut a picture up; options as :meth:`AsyncBlip.segment`'s."""
         return self._wait(self._client.segment(model, image, **options))
+
+    def video(self, model: str, prompt: str, **options: Any) -> VideoAnswer:
+        """Make a video and wait for it; options as :meth:`AsyncBlip.video`'s.
+
+        ``progress`` is called on the client's own thread.
+        """
+        return self._wait(self._client.video(model, prompt, **options))
 
     def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given."""

@@ -109,6 +109,15 @@ def _engine_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _origin(value: str) -> str:
+    parts = urlsplit(value)
+    if value and (parts.scheme not in ("http", "https") or not parts.hostname):
+        raise ValueError("expected a URL such as 'https://blip.example.com'")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("expected a URL without a password, a query or a fragment")
+    return value.rstrip("/")
+
+
 def _variable(value: str) -> str:
     # capitals only: a key is seldom that, and whoever writes one here by mistake should hear it
     if value and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
@@ -243,6 +252,28 @@ class GatewayConfig(Section):
     brokers: list[Endpoint] = Field(
         default_factory=list,
         description="Brokers to connect to. Empty: those that the store knows, else broker.bind.",
+    )
+    results_bytes: Size = Field(
+        default=ByteSize(128 * 1024 * 1024),
+        gt=0,
+        description="Most bytes of results kept to be fetched; beyond, the oldest go.",
+    )
+    results_count: int = Field(default=1000, ge=1, le=100_000, description="Most such results.")
+    results_seconds: Seconds = Field(
+        default=3600.0,
+        le=30 * 86400.0,
+        description="How long a result can be fetched, and its address is good.",
+    )
+    results_url: Annotated[str, AfterValidator(_origin)] = Field(
+        default="",
+        description="What the addresses of results begin with, `https://blip.example.com`. Empty: "
+        "the host that the request was sent to.",
+    )
+    video_jobs: int = Field(
+        default=8, ge=1, description="Videos that one API key may have unfinished."
+    )
+    video_timeout: Seconds = Field(
+        default=3600.0, description="Seconds until a video fails, queueing and loading included."
     )
 
 

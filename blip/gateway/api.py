@@ -53,6 +53,8 @@ class Operation:
     #: What each event of a stream is, where the operation can stream.
     event: type[BaseModel] | None = None
     errors: tuple[type[BlipError], ...] = ()
+    #: What the query may say: the JSON schema of each parameter, with its description.
+    query: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: Whether it needs no API key.
     public: bool = False
     #: Whether it runs tasks, and so takes the headers of :mod:`blip.gateway.task_options`.
@@ -163,6 +165,10 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in _PATH_FIELD.findall(operation.path)
+    ]
+    found += [
+        {"name": name, "in": "query", "required": False, "schema": dict(schema)}
+        for name, schema in operation.query.items()
     ]
     if operation.task:
         found += [

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from blip.gateway.api import Api
 from blip.gateway.exchange import Gateway
+from blip.gateway.files import Files
 from blip.gateway.handler import make_expect_handler, make_handler
 from blip.gateway.mesh import Mesh
 from blip.gateway.routes import (
@@ -14,6 +15,7 @@ from blip.gateway.routes import (
     completions,
     echo,
     embeddings,
+    files,
     health,
     images,
     messages,
@@ -26,15 +28,19 @@ from blip.gateway.routes import (
     speech,
     tasks,
     transcriptions,
+    videos,
     vision,
 )
 from blip.gateway.routes import mesh as mesh_routes
 from blip.gateway.routes import operations as operation_routes
 from blip.gateway.settings import GatewaySettings
+from blip.store.files import Files as StoredFiles
 
 
-def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
-    """Return the HTTP face of ``mesh``.
+def build_app(
+    mesh: Mesh, settings: GatewaySettings, store: StoredFiles | None = None
+) -> web.Application:
+    """Return the HTTP face of ``mesh``; ``store`` keeps results, else memory does.
 
     Run it with ``handler_cancellation=True``: a client that goes away then cancels its tasks.
     """
@@ -52,6 +58,8 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
         *transcriptions.OPERATIONS,
         *speech.OPERATIONS,
         *vision.OPERATIONS,
+        *videos.OPERATIONS,
+        *files.OPERATIONS,
         *models.OPERATIONS,
         *mesh_routes.OPERATIONS,
         *operation_routes.OPERATIONS,
@@ -61,8 +69,13 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
         *about.OPERATIONS,
     )
     api = Api(operations, secured=bool(settings.api_keys))
-    gateway = Gateway(mesh, settings, api)
+    gateway = Gateway(mesh, settings, api, Files(settings, store))
     app = web.Application(client_max_size=settings.body_limit)
+
+    async def close(app: web.Application) -> None:
+        await gateway.studio.close()
+
+    app.on_cleanup.append(close)
     for operation in (*operations, pipelines.UNKNOWN, about.UNKNOWN):
         handler = make_handler(gateway, operation)
         expect = make_expect_handler(gateway, operation)

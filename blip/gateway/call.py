@@ -122,7 +122,8 @@ class LiveCall:
         None if nobody could: an engine that a node passes on tells no token ids, and whoever
         continued after its text would not know where that ends.
         """
-        assert isinstance(self.value, TextInput)
+        if not isinstance(self.value, TextInput):
+            return input_to_wire(self.value)  # its parts only told how far it was
         assert self.record is not None
         deltas = [delta_from_wire(part) for part in self.record]
         if any(delta.text and not delta.ids for delta in deltas):

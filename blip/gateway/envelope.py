@@ -29,6 +29,13 @@ class UnsupportedMediaType(InvalidRequest):
     status = 415
 
 
+class RangeNotSatisfiable(InvalidRequest):
+    """The ``Range`` header asks for bytes that the file does not have."""
+
+    code = "range_not_satisfiable"
+    status = 416
+
+
 class ExpectationFailed(InvalidRequest):
     """The ``Expect`` header asks for something other than ``100-continue``."""
 

@@ -20,9 +20,12 @@ from blip.errors import BlipError, InternalError
 from blip.gateway.api import Api
 from blip.gateway.auth import Keyring
 from blip.gateway.dialect import OPENAI, Dialect
+from blip.gateway.files import Files
 from blip.gateway.mesh import Answer, Call, Mesh, Options, Timing
 from blip.gateway.metrics import Metrics
+from blip.gateway.origin import origin_of
 from blip.gateway.settings import GatewaySettings
+from blip.gateway.studio import Studio
 from blip.kinds import Kind, TaskInput
 from blip.protocol.messages import Payload
 
@@ -55,11 +58,18 @@ class Gateway:
     mesh: Mesh
     settings: GatewaySettings
     api: Api
+    #: What this gateway keeps, for whoever has the address.
+    files: Files
     metrics: Metrics = field(default_factory=Metrics)
     #: Seconds since the epoch.
     started: int = field(default_factory=lambda: int(time.time()))
     _prefix: str = field(default_factory=lambda: f"req_{secrets.token_hex(4)}_")
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    @cached_property
+    def studio(self) -> Studio:
+        """The videos under way, and those that were made."""
+        return Studio(self.mesh, self.settings, self.files, self.metrics)
 
     @cached_property
     def keyring(self) -> Keyring:
@@ -206,6 +216,23 @@ class Exchange:
         self.answers[index] = answer
         self.open_calls -= 1
         self.gateway.metrics.usage(self.model, answer.usage)
+
+    async def keep(self, content: Payload, media: str, name: str) -> str:
+        """Keep a result to be fetched and return its address, as the client can reach it.
+
+        Raises :class:`~blip.errors.PayloadTooLarge`; see :meth:`blip.gateway.files.Files.keep`.
+        """
+        files = self.gateway.files
+        return await files.address(await files.keep(content, media, name), self.origin())
+
+    def origin(self) -> str:
+        """Return the scheme and host that the client has sent its request to."""
+        request = self.request
+        socket = request.transport and request.transport.get_extra_info("sockname")
+        # a unix socket has a path for a name, and no host
+        host, port = socket[:2] if isinstance(socket, tuple) else ("localhost", 80)
+        own = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return origin_of(request.headers, request.scheme, own)
 
     def close(self) -> None:
         """Cancel what is still under way and count the outcomes. For the end of the request."""

@@ -49,7 +49,8 @@ class FormRequest(Request):
     media: ClassVar[str] = "multipart/form-data"
     files: ClassVar[Mapping[str, File]] = {}
     lists: ClassVar[Mapping[str, Choices]] = {}
-    #: Whether it may be sent as JSON as well, with files in base64 or as ``data:`` URLs.
+    #: Whether it may be sent as JSON as well, with files in base64 or as ``data:`` URLs, bare or as
+    #: OpenAI's ``{"image_url": ...}``.
     json_too: ClassVar[bool] = False
 
     _uploads: dict[str, bytes] = PrivateAttr(default_factory=dict)
@@ -203,6 +204,8 @@ async def _read_json(request: web.Request, model: type[FormT], limit: int) -> Fo
         content = document.pop(name, None)
         if content is None:
             continue
+        if isinstance(content, dict) and "image_url" in content:
+            content = content["image_url"]
         if not isinstance(content, str):
             raise InvalidRequest(f"'{name}' is not base64: it is not a string.", param=name)
         uploads[name] = decode_file(content, name)

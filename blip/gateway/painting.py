@@ -30,8 +30,6 @@ MAX_PARTIAL = 3
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
-_URL_HINT = "Leave it out or say 'b64_json'; pictures are not kept here to be fetched."
-
 
 class PaintRequest(Request):
     """Fields that mean the same in all image requests."""
@@ -62,10 +60,12 @@ class PaintRequest(Request):
     progress: bool | None = None
     """Whether a stream tells every step. Ours, not OpenAI's."""
 
+    response_format: Literal["url", "b64_json"] | None = None
+    """How the pictures come: in the answer, by default, or kept for a while under an address."""
+
     user: Annotated[str | None, Ignored()] = None
     safety_identifier: Annotated[str | None, Ignored()] = None
     moderation: Annotated[Any, Ignored()] = None
-    response_format: Annotated[Any, Refused(_URL_HINT, "b64_json")] = None
     quality: Annotated[Any, Refused("Set 'steps'.", "auto", "standard")] = None
     background: Annotated[Any, Refused("Models here paint no alpha.", "auto", "opaque")] = None
     style: Annotated[Any, Refused("Say it in the prompt.")] = None
@@ -81,6 +81,12 @@ class PaintRequest(Request):
         if not self.stream and (self.partial_images or self.progress):
             name = "partial_images" if self.partial_images else "progress"
             raise InvalidRequest(f"'{name}' needs 'stream': true.", param=at + name)
+        if self.stream and self.response_format == "url":
+            raise InvalidRequest(
+                "A stream carries its pictures with it.",
+                hint="Leave out 'response_format', or 'stream'.",
+                param=at + "response_format",
+            )
         if self.output_compression not in (None, 100) and self.format == "png":
             raise InvalidRequest(
                 "'output_compression' is for jpeg and webp; png loses nothing.",
@@ -98,18 +104,7 @@ class PaintRequest(Request):
 
         Raises :class:`~blip.errors.InvalidRequest`.
         """
-        if self.size in (None, "auto"):
-            return None
-        found = _SIZE.fullmatch(self.size or "")
-        width, height = map(int, found.groups()) if found else (0, 0)
-        small, large = min(width, height), max(width, height)
-        if small < MIN_SIDE or large > MAX_SIDE or width * height > MAX_PIXELS:
-            raise InvalidRequest(
-                f"'size' is {self.size!r}; it is written as 512x512, with sides from {MIN_SIDE} "
-                f"to {MAX_SIDE}.",
-                param="size",
-            )
-        return width, height
+        return parse_size(self.size)
 
     def tasks(self, **fields: Any) -> list[ImageInput]:
         """Return one task a picture. ``fields`` are the kind's own; None leaves one out.
@@ -134,6 +129,25 @@ class PaintRequest(Request):
         return [ImageInput(seed=_nth_seed(seed, number), **given) for number in range(self.n or 1)]
 
 
+def parse_size(size: str | None) -> tuple[int, int] | None:
+    """Return width and height of ``512x512``; None for None and ``auto``.
+
+    Raises :class:`~blip.errors.InvalidRequest`.
+    """
+    if size in (None, "auto"):
+        return None
+    found = _SIZE.fullmatch(size or "")
+    width, height = map(int, found.groups()) if found else (0, 0)
+    small, large = min(width, height), max(width, height)
+    if small < MIN_SIDE or large > MAX_SIDE or width * height > MAX_PIXELS:
+        raise InvalidRequest(
+            f"'size' is {size!r}; it is written as 512x512, with sides from {MIN_SIDE} "
+            f"to {MAX_SIDE}.",
+            param="size",
+        )
+    return width, height
+
+
 def _nth_seed(seed: int, number: int) -> int:
     """Return the seed of a request's picture; after the last seed comes the first again."""
     return (seed + number + 2**63) % 2**64 - 2**63
@@ -143,9 +157,10 @@ def _nth_seed(seed: int, number: int) -> int:
 
 
 class Picture(BaseModel):
-    """One picture: its file in base64, and the seed that it grew from."""
+    """One picture: its file in base64, or its address, and the seed that it grew from."""
 
-    b64_json: str
+    b64_json: str | None = None
+    url: str | None = None
     seed: int
 
 
@@ -225,9 +240,12 @@ async def paint(
         return await send_events(exchange, _Events(body, tasks, what).render)
     answers = [result.answer for result in await exchange.results()]
     # written by hand: a picture has megabytes, and base64 needs no escaping
+    if body.response_format == "url":
+        shown = [f'"url":{quote(await _kept(exchange, body, answer))}' for answer in answers]
+    else:
+        shown = [f'"b64_json":"{_base64(answer.payload)}"' for answer in answers]
     data = ",".join(
-        f'{{"b64_json":"{_base64(answer.payload)}","seed":{task.seed}}}'
-        for task, answer in zip(tasks, answers, strict=True)
+        f'{{{file},"seed":{task.seed}}}' for task, file in zip(tasks, shown, strict=True)
     )
     return web.Response(
         text=f'{{"created":{int(time.time())},"background":"opaque",'
@@ -235,6 +253,12 @@ async def paint(
         f'"usage":{_usage(*answers).model_dump_json()}}}',
         content_type="application/json",
     )
+
+
+async def _kept(exchange: Exchange, body: PaintRequest, answer: Answer) -> str:
+    """Keep a picture; return its address."""
+    ending = "jpg" if body.format == "jpeg" else body.format
+    return await exchange.keep(answer.payload, f"image/{body.format}", f"picture.{ending}")
 
 
 class _Events:

@@ -64,6 +64,13 @@ async def serve(config: Config, listener: socket.socket, stop: asyncio.Event) ->
         settings = GatewaySettings(
             body_limit=int(config.gateway.body_limit),
             api_keys=dict(config.gateway.api_keys),
+            processes=config.gateway.processes,
+            results_bytes=int(config.gateway.results_bytes),
+            results_count=config.gateway.results_count,
+            results_seconds=config.gateway.results_seconds,
+            results_url=config.gateway.results_url,
+            video_jobs=config.gateway.video_jobs,
+            video_timeout=config.gateway.video_timeout,
         )
         store = await Store.open_if_there(
             config.store.url, config.mesh.state_dir, config.mesh.id, name="blip-gateway"
@@ -76,7 +83,7 @@ async def serve(config: Config, listener: socket.socket, stop: asyncio.Event) ->
             store_health=partial(_store_health, store),
         )
         stack.callback(dispatcher.close)
-        app = build_app(dispatcher, settings)
+        app = build_app(dispatcher, settings, None if store is None else store.files)
         runner = web.AppRunner(
             app,
             handle_signals=False,

@@ -8,6 +8,16 @@ from dataclasses import dataclass, field
 
 from blip.errors import ConfigError
 
+_POSITIVE = (
+    "body_limit",
+    "heartbeat",
+    "results_bytes",
+    "results_count",
+    "results_seconds",
+    "video_jobs",
+    "video_timeout",
+)
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -26,9 +36,20 @@ class GatewaySettings:
     heartbeat: float = 15.0
     #: Whether ``/metrics`` needs no key even where the rest does.
     metrics_open: bool = False
+    #: Most bytes and files that are kept to be fetched, and for how many seconds each.
+    results_bytes: int = 128 * 1024 * 1024
+    results_count: int = 1000
+    results_seconds: float = 3600.0
+    #: What their addresses begin with; "" for whatever host a request was sent to.
+    results_url: str = ""
+    #: Processes that share this gateway's port: what one keeps in memory, the others do not have.
+    processes: int = 1
+    #: Videos that one API key may have unfinished, and the seconds that each may take.
+    video_jobs: int = 8
+    video_timeout: float = 3600.0
 
     def __post_init__(self) -> None:
-        for name in ("body_limit", "heartbeat"):
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0")
         for name, digest in self.api_keys.items():

@@ -25,7 +25,8 @@ class Kind:
     ``units`` estimates the work of an input before it runs, in a unit of the kind's own choosing
     (tokens, texts, ...); only ratios within one kind and model matter, since the broker learns
     seconds per unit for each (model, device). ``resumable`` says that a half-delivered answer can
-    be continued on another node without doubling anything.
+    be continued on another node without doubling anything, or that its parts only tell how far
+    it is, so that another node may begin again.
     """
 
     name: str

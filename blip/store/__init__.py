@@ -2,8 +2,8 @@
 
 :class:`Store` is the door: open it once a process, pass its parts to who needs them, close it. The
 modules behind it: :mod:`~blip.store.keys` (every key), :mod:`~blip.store.client` (the connection),
-:mod:`~blip.store.embedded` (a server of our own), :mod:`~blip.store.discovery` (who is there) and
-:mod:`~blip.store.results` (how tasks ended).
+:mod:`~blip.store.embedded` (a server of our own), :mod:`~blip.store.discovery` (who is there),
+:mod:`~blip.store.results` (how tasks ended) and :mod:`~blip.store.files` (what they made).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from blip.store import embedded
 from blip.store.client import Client, Server, advice, check, connect
 from blip.store.discovery import Announcer, Discovery, Record, backoff
 from blip.store.embedded import Embedded
+from blip.store.files import Files
 from blip.store.keys import Keys, Role
 from blip.store.results import Results, Stored
 
@@ -31,6 +32,7 @@ __all__ = [
     "Client",
     "Discovery",
     "Embedded",
+    "Files",
     "Health",
     "Keys",
     "Record",
@@ -83,6 +85,7 @@ class Store:
         self.url = url
         self.discovery = Discovery(client, keys)
         self.results = Results(client, keys)
+        self.files = Files(client, keys, self.results)
         #: Our own server, if no URL was given.
         self.embedded = server
         self._state_dir = state_dir

@@ -55,6 +55,21 @@ class Keys:
         """String: the last broker epoch that was handed out."""
         return f"blip:{{{self.mesh}}}:epoch"
 
+    @property
+    def files(self) -> str:
+        """Sorted set: id -> when it expires, of every file kept; see :mod:`blip.store.files`."""
+        return f"blip:{{{self.mesh}}}:files"
+
+    @property
+    def files_sizes(self) -> str:
+        """Hash: id -> bytes, of the same files."""
+        return f"blip:{{{self.mesh}}}:files:sizes"
+
+    @property
+    def files_secret(self) -> str:
+        """String: what the addresses of files are signed with."""
+        return f"blip:{{{self.mesh}}}:files:secret"
+
     def result(self, task_id: str) -> str:
         """Hash: the terminal state of one task; see :mod:`blip.store.results`.
 

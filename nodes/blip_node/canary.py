@@ -37,6 +37,7 @@ from blip.kinds.rerank import RerankInput
 from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, delta_from_wire, finish_from_wire
 from blip.kinds.transcription import TranscriptionInput, transcript_from_wire
+from blip.kinds.video import VideoInput, video_format
 from blip.kinds.vision import (
     ClassificationInput,
     DepthInput,
@@ -141,6 +142,10 @@ def _check_seen(parts: list[bytes], end: bytes, read: Callable[[bytes], object])
     return ""
 
 
+def _check_video(parts: list[bytes], end: bytes) -> str:
+    return "" if video_format(end) is not None else "its answer is no video"
+
+
 def _check_echo(parts: list[bytes], end: bytes) -> str:
     return "" if end == _ASKED.encode() else "its answer is not what was sent"
 
@@ -211,6 +216,11 @@ QUESTIONS: dict[str, Question] = {
     "depth": Question(DepthInput(image=_PICTURE), partial(_check_seen, read=depths_from_wire)),
     "segmentation": Question(
         SegmentationInput(image=_PICTURE), partial(_check_seen, read=segments_from_wire)
+    ),
+    # small and short: its own size would take minutes
+    "video": Question(
+        VideoInput(prompt="1, 2, 3", width=256, height=256, seconds=0.25, steps=1, seed=0),
+        _check_video,
     ),
     "echo": Question(EchoInput(text=_ASKED), _check_echo),
 }

@@ -50,6 +50,7 @@ from blip.kinds.pipelines import (
 from blip.kinds.rerank import RerankInput
 from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
+from blip.kinds.video import VideoInput
 from blip.kinds.vision import (
     Box,
     ClassificationInput,
@@ -392,6 +393,22 @@ async def segmenter(value: SegmentationInput) -> Work:
     yield Answer(to_wire(Segments(8, 8, mode, parts)), {}, 1.0)
 
 
+def mp4(seed: int) -> bytes:
+    """What begins like an MP4, of some kilobytes; the seed is in it."""
+    return b"\0\0\0\x20ftypisom" + seed.to_bytes(8, "big", signed=True) * 500
+
+
+async def filmer(value: VideoInput) -> Work:
+    """Film in four steps."""
+    width, height, fps = value.width or 64, value.height or 32, value.fps or 8
+    frames = value.num_frames or int((value.seconds or 2) * fps)
+    for number in range(5):
+        yield step_to_wire(Step(number, 4))
+        await asyncio.sleep(0)
+    usage = {"width": width, "height": height, "frames": frames, "fps": fps, "prompt_tokens": 3}
+    yield Answer(mp4(value.seed or 0), usage, 1.0)
+
+
 def failing(error: Exception, after: int = 0) -> Node:
     """A model that says ``after`` words and then fails."""
 
@@ -437,6 +454,7 @@ def mesh() -> MemoryMesh:
             "owlv2": detector,
             "depth-anything": depth_finder,
             "segformer": segmenter,
+            "wan": filmer,
             "endless": endless(),
             "silent": silent,
         }

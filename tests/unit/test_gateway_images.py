@@ -184,13 +184,23 @@ async def test_edit(backend: MemoryMesh) -> None:
     assert backend.inputs[-1].image == image
 
 
-async def test_url_is_refused_by_name(backend: MemoryMesh) -> None:
-    async with client_of(backend) as client:
-        with pytest.raises(openai.BadRequestError, match="response_format") as caught:
-            await client.images.generate(model="toy-shapes", prompt="x", response_format="url")
-    assert caught.value.code == "unsupported_field"
-    assert isinstance(caught.value.body, dict)
-    assert "b64_json" in caught.value.body["hint"]
+async def test_pictures_can_be_fetched(backend: MemoryMesh) -> None:
+    async with client_of(backend) as client, aiohttp.ClientSession() as session:
+        answer = await client.images.generate(
+            model="toy-shapes", prompt="x", n=2, response_format="url", output_format="jpeg"
+        )
+        assert answer.data is not None
+        assert [picture.b64_json for picture in answer.data] == [None, None]
+        for picture in answer.data:
+            assert picture.url is not None
+            async with session.get(picture.url) as response:
+                assert response.content_type == "image/jpeg"
+                # the mesh here paints its seed, in PNG whatever was asked
+                assert await response.read() == png(64, 64, picture.seed)  # type: ignore[attr-defined]
+        with pytest.raises(openai.BadRequestError, match="carries its pictures"):
+            await client.images.generate(
+                model="toy-shapes", prompt="x", response_format="url", stream=True
+            )
 
 
 async def test_errors_of_nodes(backend: MemoryMesh) -> None:

@@ -233,7 +233,15 @@ async def test_openapi_is_valid_and_complete(backend: MemoryMesh, keys: dict[str
             assert operation["description"].endswith(".")
             assert "500" in operation["responses"]
             assert ("401" in operation["responses"]) is (
-                path not in ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
+                path
+                not in (
+                    "/",
+                    "/docs",
+                    "/openapi.json",
+                    "/healthz",
+                    "/readyz",
+                    "/v1/files/{file_id}/content",
+                )
             )
             assert ("security" in operation) is (bool(keys) and "401" in operation["responses"])
     chat = spec["paths"]["/v1/chat/completions"]["post"]["responses"]
@@ -261,14 +269,18 @@ async def test_examples_work(
         MemoryMesh, "nodes", lambda self: [node._replace(name="rig-1", advert=advert)]
     )
     spec = await spec_of(http)
+    video = ""
     for path, methods in spec["paths"].items():
         for method, operation in methods.items():
             content: dict[str, Any] = operation.get("requestBody", {}).get("content", {})
-            (example,) = [each["example"] for each in content.values() if "example" in each] or [
-                None
-            ]
-            assert (example is None) is (method == "get")
+            example: Any = next(
+                (each["example"] for each in content.values() if "example" in each), None
+            )
+            assert (example is None) is (method in ("get", "delete"))
+            if path.endswith("/content"):
+                continue  # there is nothing yet; see test_gateway_videos and test_gateway_files
             address = path.replace("{id}", "0000" if "tasks" in path else "parrot")
+            address = address.replace("{video_id}", video)
             sent: dict[str, Any] = {"json": example}
             if "multipart/form-data" in content:  # curl's way: @ stands before a file's name
                 form = aiohttp.FormData()
@@ -282,7 +294,10 @@ async def test_examples_work(
                 assert response.content_type in documented
                 if response.content_type == "application/json":
                     schema = documented["application/json"]["schema"]
-                    check(await response.json(), schema, spec)
+                    answered = await response.json()
+                    check(answered, schema, spec)
+                    if answered.get("object") == "video":
+                        video = answered["id"]
     async with http.get("/v1/models/nobody") as response:
         answer = spec["paths"]["/v1/models/{id}"]["get"]["responses"][str(response.status)]
         check(await response.json(), answer["content"]["application/json"]["schema"], spec)

@@ -59,7 +59,13 @@ def test_preparing_is_finding(toy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["StableDiffusionInpaintPipeline", "WanPipeline", "FluxControlNetPipeline", ""]
+    "name",
+    [
+        "StableDiffusionInpaintPipeline",
+        "StableVideoDiffusionPipeline",
+        "FluxControlNetPipeline",
+        "",
+    ],
 )
 def test_pipelines_of_other_sorts_are_refused(toy: Path, name: str) -> None:
     change(toy / "model_index.json", _class_name=name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from blip.errors import ModelLoadFailed
 from blip_node.models import weights
@@ -45,6 +45,34 @@ TEXT_TO_IMAGE = frozenset(
     }
 )
 
+
+class Film(NamedTuple):
+    """What a video pipeline does not say itself.
+
+    ``fps`` is what its models were trained at; ``grain`` what the sides of a frame are multiples
+    of at least, in pixels; ``still`` the pipeline that begins with a picture, with the same
+    weights, where there is one, and ``still_if`` the setting of the pipeline that says that these
+    weights were trained for it, where not all are.
+    """
+
+    fps: int
+    grain: int = 8
+    still: str = ""
+    still_if: str = ""
+
+
+#: Pipelines that make a video of nothing but a text, by the name in ``model_index.json``.
+TEXT_TO_VIDEO: dict[str, Film] = {
+    "AnimateDiffPipeline": Film(8),
+    "CogVideoXPipeline": Film(8),
+    "HunyuanVideoPipeline": Film(15, 16),
+    "LTXPipeline": Film(25, 32, "LTXImageToVideoPipeline"),
+    "MochiPipeline": Film(30),
+    "TextToVideoSDPipeline": Film(8),
+    # Wan 2.2 of 5 B parameters does both, and tells each frame its own time for that
+    "WanPipeline": Film(16, 16, "WanImageToVideoPipeline", "expand_timesteps"),
+}
+
 #: Components that do the denoising; one of them says the size that the model was made for.
 DENOISERS = ("unet", "transformer")
 
@@ -69,16 +97,22 @@ def is_pipeline(folder: Path) -> bool:
 def class_name(folder: Path) -> str:
     """Return the pipeline's class, as its index says.
 
-    Raises :class:`~blip.errors.ModelLoadFailed` for one that makes no pictures of text.
+    Raises :class:`~blip.errors.ModelLoadFailed` for one that makes neither pictures
+    nor videos of text.
     """
     name = str(read_object(folder / INDEX).get("_class_name", ""))
-    if name not in TEXT_TO_IMAGE:
+    if name not in TEXT_TO_IMAGE and name not in TEXT_TO_VIDEO:
         raise ModelLoadFailed(
             f"blip has no runtime for the pipeline {name or '(unnamed)'}",
-            hint="It runs text-to-image pipelines of diffusers, such as StableDiffusionXLPipeline "
-            "or FluxPipeline.",
+            hint="It runs text-to-image and text-to-video pipelines of diffusers, such as "
+            "StableDiffusionXLPipeline, FluxPipeline or WanPipeline.",
         )
     return name
+
+
+def kinds(architecture: str) -> tuple[str, ...]:
+    """Return what a pipeline of that class serves."""
+    return ("video",) if architecture in TEXT_TO_VIDEO else ("image",)
 
 
 def shards(folder: Path) -> list[Path]:
@@ -146,7 +180,7 @@ def activation_elements(folder: Path) -> int:
     """
     decoder = _decoder(folder)
     blocks = decoder.get("block_out_channels") or decoder.get("decoder_block_out_channels")
-    widths = blocks[:2] if isinstance(blocks, list) else []
+    widths = blocks[:2] if isinstance(blocks, list) else [decoder.get("base_dim")]
     width = max((n for n in map(positive, widths) if n), default=256)
     return native_side(folder) ** 2 * width * _LIVE_TENSORS
 

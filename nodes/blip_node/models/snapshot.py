@@ -249,7 +249,7 @@ def _describe_pipeline(spec: ModelSpec, folder: Path) -> Description:
     return Description(
         spec.name,
         spec.source,
-        _kinds(spec, ("image",), architecture),
+        _kinds(spec, pipeline.kinds(architecture), architecture),
         path=str(folder),
         architecture=architecture,
         counts=weights.summed(counts.values()),
@@ -403,7 +403,8 @@ def _kinds(
     if not able:
         raise ModelLoadFailed(
             f"blip has no runtime for the architecture {architecture}",
-            hint=f"It runs {served()} diffusers pipelines (image) and voices of Piper (speech).",
+            hint=f"It runs {served()}, diffusers pipelines (image, video) and voices of Piper "
+            "(speech).",
         )
     if spec.kinds is None:
         return able

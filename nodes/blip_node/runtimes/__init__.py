@@ -30,6 +30,7 @@ RUNTIMES: dict[str, str] = {
     "image-classification": "blip_node.runtimes.vision:VisionRuntime",
     "depth": "blip_node.runtimes.vision:VisionRuntime",
     "segmentation": "blip_node.runtimes.vision:VisionRuntime",
+    "video": "blip_node.runtimes.video:VideoRuntime",
     "echo": "blip_node.runtimes.echo:EchoRuntime",
 }
 

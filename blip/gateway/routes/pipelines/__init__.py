@@ -84,7 +84,7 @@ TASKS = (
     Task(
         "translation",
         "Translate texts",
-        requests.TranslationRequest,
+        requests.TextTranslationRequest,
         answers.PipelineTranslations,
         {
             "model": "nllb",

@@ -338,7 +338,7 @@ class SummarizationRequest(WritingRequest):
     written = "summarization"
 
 
-class TranslationRequest(WritingRequest):
+class TextTranslationRequest(WritingRequest):
     """Texts to translate."""
 
     written = "translation"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,16 @@ from blip_node.runtimes.loading import load_failure
 from blip_node.runtimes.quantizing import quantizer
 
 
-def load_pipeline(spec: LoadSpec, report: Callable[[float], None]) -> Any:
-    """Load a text-to-image pipeline onto ``spec.device`` in ``spec.dtype``.
+def load_pipeline(
+    spec: LoadSpec,
+    report: Callable[[float], None],
+    cls: str = "AutoPipelineForText2Image",
+    known: Container[str] = pipeline.TEXT_TO_IMAGE,
+) -> Any:
+    """Load a pipeline onto ``spec.device`` in ``spec.dtype``.
 
-    Only safetensors on this disk are read and none of the snapshot's code is run. Raises
+    ``cls`` is the class of diffusers that loads it, ``known`` those that may come out. Only
+    safetensors on this disk are read and none of the snapshot's code is run. Raises
     :class:`~blip.errors.ModelLoadFailed` with the reason, or ``NoCapacity`` when it does not fit.
     """
     import diffusers
@@ -37,7 +43,7 @@ def load_pipeline(spec: LoadSpec, report: Callable[[float], None]) -> Any:
             options["quantization_config"] = _quantization(spec, folder)
         stored = weights.main_dtype(weights.total_counts(pipeline.shards(folder)))
         report(0.1)
-        pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
+        pipe = getattr(diffusers, cls).from_pretrained(
             folder,
             dtype=getattr(torch, weights.load_dtype(spec.dtype, stored, spec.device)),
             use_safetensors=True,
@@ -49,7 +55,7 @@ def load_pipeline(spec: LoadSpec, report: Callable[[float], None]) -> Any:
         _place(pipe, spec)
     except Exception as error:
         raise load_failure(spec, error) from error
-    if type(pipe).__name__ not in pipeline.TEXT_TO_IMAGE:
+    if type(pipe).__name__ not in known:
         raise ModelLoadFailed(f"model '{spec.model}': blip does not run {type(pipe).__name__}")
     pipe.set_progress_bar_config(disable=True)
     _make_lean(pipe, spec)

@@ -11,8 +11,9 @@ from blip.errors import ContextTooLong
 def window(pipe: Any) -> tuple[Any, int] | None:
     """Return the tokenizer that counts and the tokens that fit; None where nothing is cut.
 
-    Pipelines with a parameter for it cut at that, in their last text encoder, and give the others
-    (CLIP beside T5, say) what fits there, by design. The rest have the window of their smallest.
+    Pipelines with a parameter for it cut at that, in their last text encoder that is no CLIP, and
+    give the others (CLIP beside T5, say) what fits there, by design. The rest have the window of
+    their smallest.
     """
     tokenizers = [
         tokenizer
@@ -22,9 +23,9 @@ def window(pipe: Any) -> tuple[Any, int] | None:
     if not tokenizers:
         return None
     parameter = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
-    last = tokenizers[-1]
-    if parameter is not None and isinstance(parameter.default, int) and not _is_clip(last):
-        return last, parameter.default
+    read = [tokenizer for tokenizer in tokenizers if not _is_clip(tokenizer)]
+    if parameter is not None and isinstance(parameter.default, int) and read:
+        return read[-1], parameter.default
     smallest = min(tokenizers, key=lambda tokenizer: int(tokenizer.model_max_length))
     limit = int(smallest.model_max_length)
     # transformers writes "unknown" as a huge number
