@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -135,7 +136,8 @@ def _parse(fields: dict[str, str], uploads: dict[str, bytes], model: type[FormT]
     try:
         body = model.model_validate_strings(given)
     except ValidationError as error:
-        raise explain(error, model, json.dumps(given).encode()) from None
+        said = {name: _unpacked(text) for name, text in given.items()}
+        raise explain(error, model, json.dumps(said).encode()) from None
     for name, file in model.files.items():
         if file.required and name not in uploads:
             raise InvalidRequest(
@@ -144,3 +146,11 @@ def _parse(fields: dict[str, str], uploads: dict[str, bytes], model: type[FormT]
     body._uploads = uploads
     body.check()
     return body
+
+
+def _unpacked(text: str) -> Any:
+    """Return what a field holds if it is JSON of several values, else its text."""
+    if text.startswith(("{", "[")):
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+    return text

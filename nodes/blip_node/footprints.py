@@ -132,7 +132,9 @@ class Footprints:
 def _key(spec: ModelSpec, slots: int, gpu: bool) -> str:
     """Everything that moves the memory of a model, and the sort of device: a GPU has a context."""
     device = "gpu" if gpu else "cpu"
-    return json.dumps([spec.source, spec.dtype, slots, spec.context, device])
+    key: list[Any] = [spec.source, spec.dtype, slots, spec.context, device]
+    added = [*spec.loras, *spec.controlnets]
+    return json.dumps([*key, sorted(source for _, source in added)] if added else key)
 
 
 def _read(path: Path) -> dict[str, int]:

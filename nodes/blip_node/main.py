@@ -171,6 +171,8 @@ def _models(config: Config) -> list[ModelSpec]:
             model.pin,
             model.min_replicas,
             model.max_replicas,
+            loras=tuple(model.loras.items()),
+            controlnets=tuple(model.controlnets.items()),
         )
         for name, model in config.models.items()
     ]

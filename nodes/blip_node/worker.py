@@ -33,6 +33,7 @@ from blip.lifecycle import die_with_parent, new_event_loop, tune_gc, tune_memory
 from blip.protocol.credit import SendWindow
 from blip_node.arena import Arena
 from blip_node.gauge import Gauge
+from blip_node.models import additions
 from blip_node.models.prepare import prepare
 from blip_node.models.spec import Fileless, ModelSpec, Upstream, parse_source
 from blip_node.pipe import Pipe, Row
@@ -220,6 +221,8 @@ class Worker:
             speed=todo.speed,
             engine=todo.model.engine,
             remote=source.model if isinstance(source, Upstream) else "",
+            loras=additions.prepare(todo.model.loras, download=todo.download),
+            controlnets=additions.prepare(todo.model.controlnets, download=todo.download),
         )
         runtime = runtime_for(todo.kinds, upstream=isinstance(source, Upstream))()
         # without a model there is nothing to watch, and no need of torch

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.errors import ConfigError, ModelLoadFailed
-from blip_node.models import gguf, hub, package, pipeline, weights
+from blip_node.models import additions, gguf, hub, package, pipeline, weights
 from blip_node.models.abilities import OFFSET_POSITIONS, abilities, served
 from blip_node.models.files import positive, read_object
 from blip_node.models.spec import (
@@ -199,7 +199,9 @@ def _describe_pipeline(spec: ModelSpec, folder: Path) -> Description:
         _kinds(spec, ("image",), architecture),
         path=str(folder),
         architecture=architecture,
-        counts=weights.total_counts(pipeline.shards(folder)),
+        counts=weights.total_counts(
+            [*pipeline.shards(folder), *additions.files(spec.loras, spec.controlnets)]
+        ),
         activations=pipeline.activation_elements(folder),
     )
 

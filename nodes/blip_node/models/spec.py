@@ -79,7 +79,8 @@ class ModelSpec:
     model's own), ``threads`` torch's CPU threads (None: torch decides), ``keep_alive`` the seconds
     without work until it is unloaded (None: when its room is needed), ``pin`` whether it stays
     even then, ``min_replicas`` and ``max_replicas`` what the whole mesh should load. ``engine`` is
-    who answers for an upstream's model.
+    who answers for an upstream's model. ``loras`` and ``controlnets`` are names and sources of what
+    an image model may be used with; see :mod:`blip_node.models.additions`.
 
     Raises :class:`~blip.errors.ConfigError` naming the field.
     """
@@ -96,6 +97,8 @@ class ModelSpec:
     min_replicas: int = 0
     max_replicas: int | None = None
     engine: Engine | None = None
+    loras: tuple[tuple[str, str], ...] = ()
+    controlnets: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > MAX_NAME or re.search(r"[\s\x00-\x1f]", self.name):

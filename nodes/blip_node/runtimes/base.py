@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from blip.kinds import Kind
+from blip_node.models.additions import Addition
 from blip_node.upstreams.engine import Engine
 
 
@@ -71,6 +72,9 @@ class LoadSpec:
     #: For a model of an upstream: the engine that answers, and the model's id there.
     engine: Engine | None = None
     remote: str = ""
+    #: What an image model may be used with, as far as it was found.
+    loras: tuple[Addition, ...] = ()
+    controlnets: tuple[Addition, ...] = ()
 
 
 class Runtime(Protocol):

@@ -43,9 +43,9 @@ def open_picture(data: bytes, field: str) -> Image.Image:
         ) from None
 
 
-def open_source(data: bytes) -> Image.Image:
-    """Decode the picture to start from, in RGB; what is transparent in it becomes white."""
-    picture = open_picture(data, "image")
+def open_source(data: bytes, field: str = "image") -> Image.Image:
+    """Decode a picture to start from, in RGB; what is transparent in it becomes white."""
+    picture = open_picture(data, field)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
