@@ -33,6 +33,7 @@ BANDWIDTH: dict[str, float] = {
     "rerank": _PASS,
     "classification": _PASS,
     "image": _PASS,
+    "upscale": _PASS,
     "speech": _BOTH,
     "transcription": _BOTH,
 }

@@ -55,6 +55,7 @@ DEFAULTS: dict[str, float] = {
     "rerank": 1 / 1000,
     "classification": 1 / 500,
     "image": 1 / 4,
+    "upscale": 2.0,
     "speech": 1 / 5,
     "transcription": 1 / 20,
     # Its units are the seconds it was asked to take.

@@ -22,6 +22,7 @@ from blip.client.operations import Progress
 from blip.client.stream import TextStream
 from blip.client.sync import Blip, SyncTextStream
 from blip.client.text import Messages
+from blip.client.upscale import UpscaleAnswer
 
 __all__ = [
     "DEFAULT_URL",
@@ -39,4 +40,5 @@ __all__ = [
     "SyncTextStream",
     "TextAnswer",
     "TextStream",
+    "UpscaleAnswer",
 ]

@@ -7,9 +7,10 @@ from blip.client.images import ImageClient
 from blip.client.mesh import MeshClient
 from blip.client.operations import OperationsClient
 from blip.client.text import TextClient
+from blip.client.upscale import UpscaleClient
 
 
-class AsyncBlip(MeshClient, TextClient, ImageClient, EchoClient, OperationsClient):
+class AsyncBlip(MeshClient, TextClient, ImageClient, UpscaleClient, EchoClient, OperationsClient):
     """A gateway's clients' side. Use it as a context manager, or ``close()`` it.
 
     ``url`` and ``api_key`` default to ``$BLIP_URL`` (else this machine's gateway) and

@@ -19,6 +19,7 @@ from blip.client.answers import (
 )
 from blip.client.stream import TextStream
 from blip.client.text import Messages
+from blip.client.upscale import UpscaleAnswer
 
 T = TypeVar("T")
 
@@ -108,6 +109,14 @@ class Blip:
     def image(self, model: str, prompt: str = "", **options: Any) -> ImageAnswer:
         """Paint pictures; see :meth:`blip.client.AsyncBlip.image` for the options."""
         return self._wait(self._client.image(model, prompt, **options))
+
+    def upscale(self, model: str, image: bytes, **options: Any) -> UpscaleAnswer:
+        """Enlarge a picture; see :meth:`blip.client.AsyncBlip.upscale` for the options."""
+        return self._wait(self._client.upscale(model, image, **options))
+
+    def enhance(self, model: str, image: bytes, **options: Any) -> UpscaleAnswer:
+        """Clean a picture, which keeps its size."""
+        return self._wait(self._client.enhance(model, image, **options))
 
     def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given."""

@@ -22,6 +22,7 @@ from blip.gateway.routes import (
     original,
     responses,
     tasks,
+    upscale,
 )
 from blip.gateway.routes import mesh as mesh_routes
 from blip.gateway.routes import operations as operation_routes
@@ -42,6 +43,7 @@ def build_app(mesh: Mesh, settings: GatewaySettings) -> web.Application:
         *original.OPERATIONS,
         *embeddings.OPERATIONS,
         *images.OPERATIONS,
+        *upscale.OPERATIONS,
         *models.OPERATIONS,
         *mesh_routes.OPERATIONS,
         *operation_routes.OPERATIONS,

@@ -163,10 +163,10 @@ class PaintRequest(Request):
             "progress": self.progress if self.stream else None,
         }
         given = {name: value for name, value in fields.items() if value is not None}
-        return [ImageInput(seed=_nth_seed(seed, number), **given) for number in range(self.n or 1)]
+        return [ImageInput(seed=nth_seed(seed, number), **given) for number in range(self.n or 1)]
 
 
-def _nth_seed(seed: int, number: int) -> int:
+def nth_seed(seed: int, number: int) -> int:
     """Return the seed of a request's picture; after the last seed comes the first again."""
     return (seed + number + 2**63) % 2**64 - 2**63
 

@@ -7,6 +7,7 @@ broken in earnest often computes NaN without a word.
 
 from __future__ import annotations
 
+import base64
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput
 from blip.kinds.pictures import read_header
 from blip.kinds.text import Delta, Finish, delta_from_wire, finish_from_wire
+from blip.kinds.upscale import UpscaleInput
 from blip.protocol.messages import TASK_ID_BYTES, Submit
 from blip_node.catalogue import Entry
 from blip_node.executions import Event, Execution
@@ -32,6 +34,11 @@ TIMEOUT = 300.0
 WINDOW = 1024 * 1024
 
 _ASKED = "1, 2, 3,"
+
+#: A grey PNG of eight by eight pixels.
+_DOT = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR42mNogAIGyhgAgIQgARDoahcAAAAASUVORK5CYII="
+)
 
 
 def _check_text(parts: list[bytes], end: bytes) -> str:
@@ -87,6 +94,7 @@ QUESTIONS: dict[str, Question] = {
     ),
     "embedding": Question(EmbeddingInput(texts=[_ASKED]), _check_vector),
     "image": Question(ImageInput(prompt="1, 2, 3", steps=2, seed=0), _check_picture),
+    "upscale": Question(UpscaleInput(image=_DOT), _check_picture),
     "echo": Question(EchoInput(text=_ASKED), _check_echo),
 }
 

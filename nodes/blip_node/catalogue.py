@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 #: Tasks that a replica runs at once where nothing is configured, by kind. Text is batched: a pass
 #: for 32 rows takes little longer than for one, until their attention costs what the weights do;
 #: an embedding batches what it has; images are painted one by one; an echo waits.
-SLOTS = {"chat": 32, "completion": 32, "embedding": 16, "image": 1, "echo": 256}
+SLOTS = {"chat": 32, "completion": 32, "embedding": 16, "image": 1, "upscale": 1, "echo": 256}
 
 #: What a replica takes besides its weights, as a share of them (activations, allocator slack).
 OVERHEAD = 0.1
@@ -87,7 +87,7 @@ class Entry:
             tokens = cache_tokens(self.slots, self.description.context)
             device = "cuda" if gpu else "cpu"
             cache = self.description.cache_bytes(tokens, self.spec.dtype, device)
-        if "image" in self.kinds:  # one task at a time, whatever the slots
+        if {"image", "upscale"} & set(self.kinds):  # one task at a time, whatever the slots
             device = "cuda" if gpu else "cpu"
             cache = self.description.activation_bytes(self.spec.dtype, device)
         base = CONTEXT_BYTES if gpu else CPU_BYTES

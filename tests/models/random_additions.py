@@ -1,4 +1,4 @@
-"""LoRAs and ControlNets with random weights, for pipelines of tests."""
+"""LoRAs, ControlNets and upscalers with random weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from safetensors.torch import save_file
 
 _RANK = 2
@@ -47,4 +48,21 @@ def make_controlnet(folder: Path, pipe: Any) -> Path:
         torch.nn.init.normal_(layer.weight, std=0.1)
     torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=5.0)
     net.save_pretrained(folder)
+    return folder
+
+
+def save_swin2sr(folder: Path, **changes: Any) -> Path:
+    """Save a Swin2SR that doubles sides, with random weights."""
+    torch.manual_seed(0)
+    config: dict[str, Any] = {
+        "embed_dim": 16,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 8,
+        "upscale": 2,
+        "upsampler": "pixelshuffle",
+        **changes,
+    }
+    model = transformers.Swin2SRForImageSuperResolution(transformers.Swin2SRConfig(**config))
+    model.save_pretrained(folder)
     return folder

@@ -47,6 +47,7 @@ class Head(NamedTuple):
 
 HEADS: tuple[Head, ...] = (
     Head(("ForCausalLM", "LMHeadModel"), ("chat", "completion"), "causal language models"),
+    Head(("ForImageSuperResolution",), ("upscale",), "super-resolution models"),
     Head(("ForMaskedLM",), ("embedding",), "text encoders"),
     Head(("",), ("embedding",), "text encoders", TEXT_ENCODERS),
 )

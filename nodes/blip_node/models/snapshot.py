@@ -35,6 +35,10 @@ _CONTEXT_KEYS = (
 #: hard limit and were mostly trained on this.
 DEFAULT_CONTEXT = 2048
 
+#: Pixels of a tile of a picture that is enlarged: the square of
+#: :data:`blip_node.runtimes.upscaling.tiles.TILE`, which needs numpy to be read.
+_TILE_PIXELS = 256 * 256
+
 #: A GGUF file is converted to this dtype: half the size of float32, with its range.
 CONVERTED_DTYPE = "BF16"
 
@@ -232,7 +236,18 @@ def _describe(spec: ModelSpec, folder: Path) -> Description:
         context=fit_context(spec.context, limit, spec.name),
         dimensions=positive(text_config(config).get("hidden_size")) if embeds else None,
         cache_elements=0 if embeds else _cache_elements(text_config(config)),
+        activations=_tile_elements(config) if able == ("upscale",) else 0,
     )
+
+
+def _tile_elements(config: Mapping[str, Any]) -> int:
+    """Return the numbers that live at once while a tile of a picture is enlarged.
+
+    Eight hidden states of each pixel, between the layers of a block, and the attention of a window
+    of eight by eight in a few heads.
+    """
+    hidden = positive(config.get("embed_dim")) or positive(config.get("hidden_size")) or 180
+    return _TILE_PIXELS * (8 * hidden + 6 * 64)
 
 
 def _describe_gguf(spec: ModelSpec, path: Path) -> Description:

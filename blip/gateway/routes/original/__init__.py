@@ -5,8 +5,8 @@ One module a face. Its errors, and what is around every result, are in :mod:`.di
 
 from __future__ import annotations
 
-from blip.gateway.routes.original import embeddings, text
+from blip.gateway.routes.original import embeddings, images, text
 
-OPERATIONS = (*text.OPERATIONS, *embeddings.OPERATIONS)
+OPERATIONS = (*text.OPERATIONS, *images.OPERATIONS, *embeddings.OPERATIONS)
 
 __all__ = ["OPERATIONS"]

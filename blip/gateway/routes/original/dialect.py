@@ -82,9 +82,12 @@ class Finished(BaseModel):
 
 
 def finished(exchange: Exchange) -> dict[str, Any]:
-    """Return the fields of a :class:`Finished` for the exchange's only call, which has ended."""
-    (call,) = exchange.calls
-    now, took = time.time(), call.timing.total or 0.0
+    """Return the fields of a :class:`Finished` for the exchange's calls, which have ended.
+
+    Of several the first names the task and the worker; all are over when the last one is.
+    """
+    call = exchange.calls[0]
+    now, took = time.time(), max(call.timing.total or 0.0 for call in exchange.calls)
     return {
         "task_id": call.task_id,
         "processing_time": took,
