@@ -44,6 +44,7 @@ BANDWIDTH: dict[str, float] = {
     "depth": _PASS,
     "segmentation": _PASS,
     "video": _PASS,
+    "upscale": _PASS,
     "speech": _BOTH,
     "transcription": _BOTH,
     "translation": _BOTH,

@@ -69,6 +69,7 @@ DEFAULTS: dict[str, float] = {
     "segmentation": 1 / 10,
     # Its units count every frame, of which the denoiser sees a quarter to an eighth.
     "video": 1 / 20,
+    "upscale": 2.0,
     "transcription": 1 / 20,
     "translation": 1 / 20,
     # Its units are the seconds it was asked to take.

@@ -14,6 +14,7 @@ from blip.cli.verbs import (  # noqa: F401
     see,
     pipelines,
     video,
+    upscale,
     look,
     operate,
     settings,

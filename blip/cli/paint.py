@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ class Request:
     source: Path | None = None
     mask: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    loras: Sequence[str] = ()
+    #: ``TYPE=FILE``; a map is taken as it is, where a picture has one made of it.
+    control: str | None = None
+    control_map: str | None = None
 
 
 def run(
@@ -49,15 +53,17 @@ def run(
     to_stdout = str(out) == "-"
     if to_stdout and (request.n > 1 or as_json):
         raise ConfigError("--out - writes one picture and nothing else", param="--out")
-    format = _format(out)
+    format = format_of(out)
     with Blip(url, api_key) as client:
         answer = client.image(
             request.model,
             request.prompt,
-            image=_read(request.source),
-            mask=_read(request.mask),
+            image=read(request.source),
+            mask=read(request.mask),
             n=request.n,
             size=request.size,
+            loras=dict(map(_lora, request.loras)),
+            control=_control(request),
             output_format=None if format == "png" else format,
             **request.options,
         )
@@ -81,7 +87,36 @@ def run(
     return 0
 
 
-def _read(path: Path | None) -> bytes | None:
+def _lora(text: str) -> tuple[str, float]:
+    """Read ``NAME`` or ``NAME:WEIGHT``."""
+    name, colon, weight = text.partition(":")
+    try:
+        return name, float(weight) if colon else 1.0
+    except ValueError:
+        raise ConfigError(
+            f"--lora: {text!r} is not written as NAME:WEIGHT", param="--lora"
+        ) from None
+
+
+def _control(request: Request) -> dict[str, Any] | None:
+    """Read ``TYPE=FILE`` or ``TYPE:WEIGHT=FILE``."""
+    text, option = request.control, "--control"
+    if request.control_map is not None:
+        if text is not None:
+            raise ConfigError("--control and --control-map exclude each other", param=option)
+        text, option = request.control_map, "--control-map"
+    if text is None:
+        return None
+    kind, equals, file = text.partition("=")
+    if not (kind and equals and file):
+        raise ConfigError(f"{option}: {text!r} is not written as TYPE=IMAGE", param=option)
+    name, weight = _lora(kind)
+    preprocess = request.control_map is None
+    return {"type": name, "weight": weight, "preprocess": preprocess, "image": read(Path(file))}
+
+
+def read(path: Path | None) -> bytes | None:
+    """Return a file's bytes. Raises :class:`~blip.errors.InvalidRequest` with the reason."""
     if path is None:
         return None
     try:
@@ -90,7 +125,8 @@ def _read(path: Path | None) -> bytes | None:
         raise InvalidRequest(f"cannot read {path}: {error.strerror}") from None
 
 
-def _format(out: Path | None) -> str:
+def format_of(out: Path | None) -> str:
+    """Return the format of a picture by its file's ending, png where none is named."""
     if out is None or str(out) == "-":
         return "png"
     found = _FORMATS.get(out.suffix.lower())

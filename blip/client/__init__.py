@@ -24,6 +24,7 @@ from blip.client.speech import SpeechAnswer, SpeechStream
 from blip.client.stream import TextStream
 from blip.client.sync import Blip, SyncSpeechStream, SyncTextStream
 from blip.client.text import Messages
+from blip.client.upscale import UpscaleAnswer
 from blip.client.videos import VideoAnswer, VideoProgress
 from blip.client.vision_answers import (
     CaptionAnswer,
@@ -64,6 +65,7 @@ __all__ = [
     "SyncTextStream",
     "TextAnswer",
     "TextStream",
+    "UpscaleAnswer",
     "VideoAnswer",
     "VideoProgress",
 ]

@@ -9,6 +9,7 @@ from blip.client.operations import OperationsClient
 from blip.client.pipelines import PipelineClient
 from blip.client.speech import SpeechClient
 from blip.client.text import TextClient
+from blip.client.upscale import UpscaleClient
 from blip.client.videos import VideoClient
 from blip.client.vision import VisionClient
 
@@ -20,6 +21,7 @@ class AsyncBlip(
     SpeechClient,
     VisionClient,
     PipelineClient,
+    UpscaleClient,
     VideoClient,
     EchoClient,
     OperationsClient,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -22,6 +25,8 @@ class ImageClient(Connection):
         *,
         image: bytes | None = None,
         mask: bytes | None = None,
+        loras: Mapping[str, float] | None = None,
+        control: Mapping[str, Any] | None = None,
         n: int = 1,
         size: str | None = None,
         priority: int | None = None,
@@ -32,9 +37,12 @@ class ImageClient(Connection):
         """Paint pictures of a prompt; with the bytes of an ``image``, paint that over.
 
         A ``mask`` of the same size says where: what is transparent in it, or light if it has no
-        transparency. An image without a prompt is varied. Options go on under the route's names
-        (``negative_prompt``, ``steps``, ``guidance_scale``, ``seed``, ``scheduler``,
-        ``strength``, ``output_format``, ``output_compression``).
+        transparency. An image without a prompt is varied. ``loras`` are the model's, with weights:
+        ``{"ink": 0.8}``. ``control`` is a picture whose shapes to follow, by a ControlNet of the
+        model: ``{"type": "canny", "image": file}``, and maybe ``weight``, ``start``, ``end`` and
+        ``preprocess``. Options go on under the route's names (``negative_prompt``, ``steps``,
+        ``guidance_scale``, ``seed``, ``scheduler``, ``strength``, ``output_format``,
+        ``output_compression``).
         """
         if options.get("response_format") not in (None, "b64_json"):
             raise InvalidRequest(
@@ -43,15 +51,25 @@ class ImageClient(Connection):
                 param="response_format",
             )
         headers = task_headers(priority, deadline, require)
-        body = body_of(model, {"prompt": prompt or None, "n": n, "size": size, **options})
+        chosen = [{"name": name, "weight": weight} for name, weight in (loras or {}).items()]
+        guide = dict(control) if control else None
+        shapes = guide.pop("image", None) if guide else None
+        fields = {"prompt": prompt or None, "n": n, "size": size, **options}
         if image is None:
             if mask is not None:
                 raise InvalidRequest("a mask needs an image", param="mask")
+            if guide and shapes is not None:
+                guide["image"] = base64.b64encode(shapes).decode()
+            body = body_of(model, {**fields, "loras": chosen or None, "control": guide})
             path = "/v1/images/generations"
             return pictures_from(*await self._json("POST", path, body, headers))
+        body = body_of(model, fields)
         form = aiohttp.FormData({name: str(value) for name, value in body.items()})
-        form.add_field("image", image, filename="image")
-        if mask is not None:
-            form.add_field("mask", mask, filename="mask")
+        for name, value in (("loras", chosen), ("control", guide)):
+            if value:
+                form.add_field(name, json.dumps(value))
+        for name, file in (("image", image), ("mask", mask), ("control_image", shapes)):
+            if file is not None:
+                form.add_field(name, file, filename=name)
         path = "/v1/images/edits" if prompt else "/v1/images/variations"
         return pictures_from(*await self._json("POST", path, form, headers))

@@ -21,6 +21,7 @@ from blip.client.pipelines import PipelineAnswer, RerankAnswer
 from blip.client.speech import SpeechAnswer, SpeechStream
 from blip.client.stream import TextStream
 from blip.client.text import Messages
+from blip.client.upscale import UpscaleAnswer
 from blip.client.videos import VideoAnswer
 from blip.client.vision_answers import (
     CaptionAnswer,
@@ -175,6 +176,14 @@ class Blip:
         ``progress`` is called on the client's own thread.
         """
         return self._wait(self._client.video(model, prompt, **options))
+
+    def upscale(self, model: str, image: bytes, **options: Any) -> UpscaleAnswer:
+        """Enlarge a picture; see :meth:`blip.client.AsyncBlip.upscale` for the options."""
+        return self._wait(self._client.upscale(model, image, **options))
+
+    def enhance(self, model: str, image: bytes, **options: Any) -> UpscaleAnswer:
+        """Clean a picture, which keeps its size."""
+        return self._wait(self._client.enhance(model, image, **options))
 
     def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given."""

@@ -133,6 +133,12 @@ def _upstream_name(value: str) -> str:
     return value
 
 
+def _addition_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
+        raise ValueError("expected at most 63 letters, digits, '.', '-' and '_' as a name")
+    return value
+
+
 #: A folder; ``~`` is the home folder, relative paths start at the working directory.
 Folder = Annotated[
     Path, Field(strict=False), BeforeValidator(_not_empty), AfterValidator(_absolute)
@@ -440,6 +446,16 @@ class ModelConfig(Section):
     )
     max_replicas: int | None = Field(
         default=None, ge=1, description="The most replicas that the mesh loads; unset: no limit."
+    )
+    loras: dict[Annotated[str, AfterValidator(_addition_name)], str] = Field(
+        default_factory=dict,
+        description="LoRAs of an image model that requests may name: name = a .safetensors file, a "
+        "folder with one, or `hf:org/name[@revision]`.",
+    )
+    controlnets: dict[Annotated[str, AfterValidator(_addition_name)], str] = Field(
+        default_factory=dict,
+        description="ControlNets of an image model by the sort of map they follow (canny, depth, "
+        "...): name = a folder, or `hf:org/name[@revision]`.",
     )
 
     @model_validator(mode="after")

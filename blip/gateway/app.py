@@ -28,6 +28,7 @@ from blip.gateway.routes import (
     speech,
     tasks,
     transcriptions,
+    upscale,
     videos,
     vision,
 )
@@ -60,6 +61,7 @@ def build_app(
         *vision.OPERATIONS,
         *videos.OPERATIONS,
         *files.OPERATIONS,
+        *upscale.OPERATIONS,
         *models.OPERATIONS,
         *mesh_routes.OPERATIONS,
         *operation_routes.OPERATIONS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -179,7 +180,8 @@ def _parse(fields: dict[str, str], uploads: dict[str, bytes], model: type[FormT]
     try:
         body = model.model_validate_strings(given)
     except ValidationError as error:
-        raise explain(error, model, json.dumps(given).encode()) from None
+        said = {name: _unpacked(text) for name, text in given.items()}
+        raise explain(error, model, json.dumps(said).encode()) from None
     _check_required(model, uploads)
     body._uploads = uploads
     return body
@@ -222,3 +224,11 @@ def _check_required(model: type[FormRequest], uploads: Mapping[str, bytes]) -> N
             raise InvalidRequest(
                 f"'{name}' is missing.", hint=f"Send a file: -F {name}=@PATH", param=name
             )
+
+
+def _unpacked(text: str) -> Any:
+    """Return what a field holds if it is JSON of several values, else its text."""
+    if text.startswith(("{", "[")):
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+    return text

@@ -16,9 +16,19 @@ from blip.errors import InvalidRequest
 from blip.gateway.events import send_events
 from blip.gateway.exchange import Exchange, News
 from blip.gateway.fields import Ignored, Refused, Request
+from blip.gateway.form import FormRequest
+from blip.gateway.guides import Guide, Loras, lora_tasks
 from blip.gateway.mesh import Answer
 from blip.gateway.text import quote
-from blip.kinds.image import IMAGE, MAX_SIDE, MAX_STEPS, MIN_SIDE, ImageInput, step_from_wire
+from blip.kinds.image import (
+    IMAGE,
+    MAX_SIDE,
+    MAX_STEPS,
+    MIN_SIDE,
+    Control,
+    ImageInput,
+    step_from_wire,
+)
 from blip.kinds.pictures import MAX_PIXELS, PictureFormat
 from blip.protocol.messages import Payload
 
@@ -53,6 +63,12 @@ class PaintRequest(Request):
     scheduler: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """How noise is taken away: euler, dpm++2m-karras, ...; an unknown one gets a list of all.
     Ours, not OpenAI's."""
+    loras: Loras | None = None
+    """LoRAs of the model to use, with weights: [{"name": "ink", "weight": 0.8}]. In a form, as
+    JSON text. Ours, not OpenAI's."""
+    control: Guide | None = None
+    """A picture whose shapes to follow, with a ControlNet of the model. In a form, as JSON text,
+    with the file control_image. Ours, not OpenAI's."""
     stream: bool | None = None
     """Whether to send events as it is painted."""
     partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL)] | None = None
@@ -78,6 +94,7 @@ class PaintRequest(Request):
         """Raise :class:`~blip.errors.InvalidRequest` for what the types alone do not say."""
         super().check(at)
         self.dimensions()
+        self.guide()
         if not self.stream and (self.partial_images or self.progress):
             name = "partial_images" if self.partial_images else "progress"
             raise InvalidRequest(f"'{name}' needs 'stream': true.", param=at + name)
@@ -98,6 +115,19 @@ class PaintRequest(Request):
     def format(self) -> PictureFormat:
         """The kind of file."""
         return self.output_format or "png"
+
+    def guide(self) -> Control | None:
+        """Return what shapes to follow. Raises :class:`~blip.errors.InvalidRequest`."""
+        upload = self.upload("control_image") if isinstance(self, FormRequest) else None
+        if self.control is not None:
+            return self.control.task(upload)
+        if upload is not None:
+            raise InvalidRequest(
+                "'control_image' needs 'control' to say what to do with it.",
+                hint="""Add -F 'control={"type": "canny"}'.""",
+                param="control",
+            )
+        return None
 
     def dimensions(self) -> tuple[int, int] | None:
         """Return width and height; None where they are left to the model.
@@ -120,13 +150,15 @@ class PaintRequest(Request):
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
             "scheduler": self.scheduler,
+            "loras": lora_tasks(self.loras),
+            "control": self.guide(),
             "format": self.format,
             "quality": None if self.format == "png" else self.output_compression,
             "previews": self.partial_images if self.stream else None,
             "progress": self.progress if self.stream else None,
         }
         given = {name: value for name, value in fields.items() if value is not None}
-        return [ImageInput(seed=_nth_seed(seed, number), **given) for number in range(self.n or 1)]
+        return [ImageInput(seed=nth_seed(seed, number), **given) for number in range(self.n or 1)]
 
 
 def parse_size(size: str | None) -> tuple[int, int] | None:
@@ -148,7 +180,7 @@ def parse_size(size: str | None) -> tuple[int, int] | None:
     return width, height
 
 
-def _nth_seed(seed: int, number: int) -> int:
+def nth_seed(seed: int, number: int) -> int:
     """Return the seed of a request's picture; after the last seed comes the first again."""
     return (seed + number + 2**63) % 2**64 - 2**63
 

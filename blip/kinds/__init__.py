@@ -18,6 +18,7 @@ from blip.kinds.pipelines import PIPELINES
 from blip.kinds.rerank import RERANK
 from blip.kinds.speech import SPEECH
 from blip.kinds.transcription import TRANSCRIPTION, TRANSLATION
+from blip.kinds.upscale import UPSCALE
 from blip.kinds.video import VIDEO
 from blip.kinds.vision import DEPTH, DETECTION, IMAGE_CLASSIFICATION, SEGMENTATION
 
@@ -31,6 +32,7 @@ KINDS: dict[str, Kind] = {
         RERANK,
         *PIPELINES,
         IMAGE,
+        UPSCALE,
         VIDEO,
         TRANSCRIPTION,
         TRANSLATION,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, NamedTuple
 
 import msgpack
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from blip.kinds.base import Kind, TaskInput
 from blip.kinds.pictures import PictureFormat
@@ -29,7 +29,50 @@ TYPICAL_STEPS = 30
 #: How much of the steps an image-to-image task takes if it does not say; diffusers' default.
 TYPICAL_STRENGTH = 0.8
 
+#: How far a LoRA may be turned up, either way. Beyond 2 hardly any paints more than noise; some
+#: that are meant as sliders go to 5 and more.
+MAX_LORA_WEIGHT = 10.0
+
+#: LoRAs of one request; each makes every layer that it changes slower.
+MAX_LORAS = 8
+
+#: How much longer a step takes with a ControlNet, which is half a denoiser run beside it.
+CONTROLLED = 1.4
+
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
+AdditionName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+LoraWeight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ControlWeight = Annotated[float, Field(ge=0, le=2)]
+
+
+class Lora(TaskInput):
+    """A LoRA of the model's configuration, and how much of it: 1 is what it was trained to be."""
+
+    name: AdditionName
+    weight: LoraWeight = 1.0
+
+
+class Control(TaskInput):
+    """What the picture's shapes are to follow: a ControlNet, and a picture for it.
+
+    ``type`` is a name of the model's configuration, such as ``canny``. ``image`` is the bytes of a
+    picture that the map is made of, or, without ``preprocess``, of the map itself. It counts by
+    ``weight``, from the share ``start`` of the steps until ``end``.
+    """
+
+    type: AdditionName
+    image: bytes
+    weight: ControlWeight = 1.0
+    start: Share = 0.0
+    end: Share = 1.0
+    preprocess: bool = True
+
+    @model_validator(mode="after")
+    def _order(self) -> Control:
+        if self.start >= self.end:
+            raise ValueError("start must be below end")
+        return self
 
 
 class ImageInput(TaskInput):
@@ -37,7 +80,7 @@ class ImageInput(TaskInput):
 
     With ``image`` (the bytes of a file) it starts from that picture and keeps the less of it the
     higher ``strength`` is; with ``mask`` too, it changes only what that marks (see
-    docs/models.md). ``previews`` is how many unfinished pictures are sent on the way, ``progress``
+    docs/images.md). ``previews`` is how many unfinished pictures are sent on the way, ``progress``
     whether every step is told. ``quality`` is the encoder's, from 0 to 100; PNG has none.
     """
 
@@ -52,6 +95,8 @@ class ImageInput(TaskInput):
     image: bytes | None = None
     mask: bytes | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
+    loras: Annotated[list[Lora], Field(max_length=MAX_LORAS)] = Field(default_factory=list)
+    control: Control | None = None
     previews: Annotated[int, Field(ge=0, le=16)] = 0
     progress: bool = False
     format: PictureFormat = "png"
@@ -67,6 +112,8 @@ def _units(value: ImageInput) -> float:
     if value.image is not None:
         steps *= value.strength or TYPICAL_STRENGTH
     guided = value.guidance_scale is None or value.guidance_scale > 1
+    if value.control is not None:
+        steps *= CONTROLLED
     return max(1.0, steps) * megapixels * (2 if guided else 1)
 
 

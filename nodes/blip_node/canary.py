@@ -7,6 +7,7 @@ broken in earnest often computes NaN without a word.
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import struct
@@ -37,6 +38,7 @@ from blip.kinds.rerank import RerankInput
 from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, delta_from_wire, finish_from_wire
 from blip.kinds.transcription import TranscriptionInput, transcript_from_wire
+from blip.kinds.upscale import UpscaleInput
 from blip.kinds.video import VideoInput, video_format
 from blip.kinds.vision import (
     ClassificationInput,
@@ -65,6 +67,10 @@ _ASKED = "1, 2, 3,"
 #: Voices read the script of their language, and often no digits. This has a word of most scripts
 #: in one sentence; each voice says what it can.
 _COUNTED = "one, один, ένα, واحد, אחת, एक, এক, ஒன்று, หนึ่ง, 一, 하나, いち, አንድ, ერთი, մեկ"
+#: A grey PNG of eight by eight pixels.
+_DOT = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR42mNogAIGyhgAgIQgARDoahcAAAAASUVORK5CYII="
+)
 
 
 def _check_text(parts: list[bytes], end: bytes) -> str:
@@ -222,6 +228,7 @@ QUESTIONS: dict[str, Question] = {
         VideoInput(prompt="1, 2, 3", width=256, height=256, seconds=0.25, steps=1, seed=0),
         _check_video,
     ),
+    "upscale": Question(UpscaleInput(image=_DOT), _check_picture),
     "echo": Question(EchoInput(text=_ASKED), _check_echo),
 }
 

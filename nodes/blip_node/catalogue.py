@@ -131,7 +131,9 @@ class Entry:
         if "chat" in self.kinds or "completion" in self.kinds:
             tokens = cache_tokens(self.slots, self.description.context)
             cache = self.description.cache_bytes(tokens, self.spec.dtype, _device(gpu))
-        if "image" in self.kinds or "video" in self.kinds:  # one task at a time, whatever the slots
+        if {"image", "video", "upscale"} & set(
+            self.kinds
+        ):  # one task at a time, whatever the slots
             cache = self.description.activation_bytes(self.spec.dtype, _device(gpu), means)
         base = CONTEXT_BYTES if gpu else CPU_BYTES
         weights = self.description.load_bytes(self.spec.dtype, _device(gpu), means)

@@ -140,6 +140,7 @@ def _key(spec: ModelSpec, slots: int, gpu: bool) -> str:
         how = []
     if spec.runtime != "transformers":
         how.append(spec.runtime)
+    how += sorted(source for _, source in (*spec.loras, *spec.controlnets))
     return json.dumps([spec.source, spec.dtype, slots, spec.context, device, *how])
 
 

@@ -180,6 +180,8 @@ def _models(config: Config) -> list[ModelSpec]:
                 model.compile,
             ),
             runtime=model.runtime,
+            loras=tuple(model.loras.items()),
+            controlnets=tuple(model.controlnets.items()),
         )
         for name, model in config.models.items()
     ]

@@ -33,6 +33,7 @@ from blip.lifecycle import die_with_parent, new_event_loop, tune_gc, tune_memory
 from blip.protocol.credit import SendWindow
 from blip_node.arena import Arena
 from blip_node.gauge import Gauge
+from blip_node.models import additions
 from blip_node.models.abilities import sees
 from blip_node.models.files import read_object
 from blip_node.models.prepare import prepare
@@ -226,6 +227,8 @@ class Worker:
             engine=todo.model.engine,
             remote=source.model if isinstance(source, Upstream) else "",
             means=todo.model.means.plain(),
+            loras=additions.prepare(todo.model.loras, download=todo.download),
+            controlnets=additions.prepare(todo.model.controlnets, download=todo.download),
         )
         config = read_object(Path(path) / "config.json", missing_ok=True) if path else {}
         upstream = isinstance(source, Upstream)

@@ -37,6 +37,7 @@ from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput, Step, step_to_wire
+from blip.kinds.pictures import read_header
 from blip.kinds.pipelines import (
     FeatureExtractionInput,
     FillMaskInput,
@@ -50,6 +51,7 @@ from blip.kinds.pipelines import (
 from blip.kinds.rerank import RerankInput
 from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
+from blip.kinds.upscale import UpscaleInput
 from blip.kinds.video import VideoInput
 from blip.kinds.vision import (
     Box,
@@ -76,6 +78,11 @@ from blip.protocol.messages import (
     Replica,
     Running,
 )
+
+TEXT_KINDS = ("chat", "completion")
+
+#: Kinds of the models that serve others than text.
+KINDS_BY_MODEL: dict[str, tuple[str, ...]] = {"swin2sr": ("upscale",)}
 
 #: What runs a task: yields payloads, then an Answer; or raises.
 Work = AsyncGenerator[Payload | Answer, None]
@@ -196,7 +203,7 @@ class MemoryMesh:
 
     def models(self) -> list[ServedModel]:
         return [
-            ServedModel(name, ("chat", "completion"), 2048, ("büro-1",), 1)
+            ServedModel(name, KINDS_BY_MODEL.get(name, TEXT_KINDS), 2048, ("büro-1",), 1)
             for name in sorted(self.nodes_by_model)
         ]
 
@@ -409,6 +416,18 @@ async def filmer(value: VideoInput) -> Work:
     yield Answer(mp4(value.seed or 0), usage, 1.0)
 
 
+async def upscaler(value: UpscaleInput) -> Work:
+    """Enlarge in two tiles: a picture of one colour, twice as long each way or as asked."""
+    header = read_header(value.image)
+    assert header is not None
+    for number in (1, 2):
+        if value.progress:
+            yield step_to_wire(Step(number, 2))
+        await asyncio.sleep(0)
+    width, height = (round(side * (value.scale or 2)) for side in header[1:])
+    yield Answer(png(width, height, 9), {"width": width, "height": height, "steps": 2}, 1.0)
+
+
 def failing(error: Exception, after: int = 0) -> Node:
     """A model that says ``after`` words and then fails."""
 
@@ -455,6 +474,7 @@ def mesh() -> MemoryMesh:
             "depth-anything": depth_finder,
             "segformer": segmenter,
             "wan": filmer,
+            "swin2sr": upscaler,
             "endless": endless(),
             "silent": silent,
         }

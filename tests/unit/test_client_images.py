@@ -55,6 +55,16 @@ async def test_sdk() -> None:
         assert edited.strength == 0.25
         await client.image("toy-shapes", image=image, output_format="webp")
         assert (backend.inputs[-1].prompt, backend.inputs[-1].format) == ("", "webp")
+        guide = {"type": "canny", "image": png(8, 8, 2), "weight": 0.5}
+        for source in (None, image):
+            await client.image(
+                "toy-shapes", HEART, image=source, loras={"ink": 0.8, "oil": -1}, control=guide
+            )
+            sent = backend.inputs[-1]
+            assert [(lora.name, lora.weight) for lora in sent.loras] == [("ink", 0.8), ("oil", -1)]
+            assert (sent.control.type, sent.control.weight) == ("canny", 0.5)
+            assert sent.control.image == png(8, 8, 2)
+            assert sent.image == source
         with pytest.raises(InvalidRequest, match="needs an image"):
             await client.image("toy-shapes", HEART, mask=mask)
         with pytest.raises(InvalidRequest, match="8 x 9") as caught:
@@ -121,6 +131,18 @@ async def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     }
 
 
+async def test_loras_and_controls(tmp_path: Path) -> None:
+    backend = mesh()
+    (tmp_path / "a=b.png").write_bytes(png(8, 8, 3))
+    args = [HEART, "--lora", "ink:0.8", "--lora", "oil"]
+    assert await blip(backend, "toy-shapes", *args, "--control", "canny:0.5=a=b.png") == 0
+    sent = backend.inputs[-1].model_dump(exclude_defaults=True)
+    assert sent["loras"] == [{"name": "ink", "weight": 0.8}, {"name": "oil"}]
+    assert sent["control"] == {"type": "canny", "image": png(8, 8, 3), "weight": 0.5}
+    assert await blip(backend, "toy-shapes", HEART, "--control-map", "depth=a=b.png") == 0
+    assert backend.inputs[-1].control.preprocess is False
+
+
 async def test_a_picture_is_varied_without_a_prompt(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +165,9 @@ async def test_stdout(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
         ((HEART, "--from", "nowhere.png"), 1, "nowhere.png"),
         ((HEART, "--mask", "here.png"), 1, "needs an image"),
         ((HEART, "--size", "7x7"), 1, "'size'"),
+        ((HEART, "--lora", "ink:much"), 2, "NAME:WEIGHT"),
+        ((HEART, "--control", "canny"), 2, "TYPE=IMAGE"),
+        ((HEART, "--control", "a=here.png", "--control-map", "a=here.png"), 2, "exclude"),
     ],
 )
 async def test_wrong_usage(

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
+import msgpack
 import openai
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ from blip.errors import ContextTooLong, InvalidRequest, RuntimeFailed
 from blip.gateway.form import MAX_PARTS
 from blip.gateway.settings import GatewaySettings
 from blip.kinds import KINDS, input_from_wire, input_to_wire
-from blip.kinds.image import ImageInput, Step, step_from_wire, step_to_wire
+from blip.kinds.image import Control, ImageInput, Step, step_from_wire, step_to_wire
 from blip.kinds.pictures import MAX_PIXELS, check_picture, read_header
 from tests.unit.gateway_mesh import MemoryMesh, failing, mesh, png, served
 
@@ -417,3 +418,99 @@ def test_headers_of_noise(tail: bytes, head: bytes) -> None:
     if header is None:
         with pytest.raises(InvalidRequest, match="'mask'"):
             check_picture(head + tail, "mask")
+
+
+# --- LoRAs and ControlNets ------------------------------------------------------------------
+
+
+async def test_loras_and_control(http: aiohttp.ClientSession, backend: MemoryMesh) -> None:
+    text = base64.b64encode(png(8, 8, 4)).decode()
+    for image in (text, f"data:image/png;base64,{text}"):
+        body = {
+            "model": "toy-shapes",
+            "prompt": HEART,
+            "n": 2,
+            "loras": [{"name": "ink", "weight": -0.5}, {"name": "oil"}],
+            "control": {"type": "canny", "image": image, "end": 0.5, "preprocess": False},
+        }
+        async with http.post("/v1/images/generations", json=body) as response:
+            assert response.status == 200, await response.text()
+        sent: ImageInput = input_from_wire(KINDS["image"], input_to_wire(backend.inputs[-1]))
+        assert [(lora.name, lora.weight) for lora in sent.loras] == [("ink", -0.5), ("oil", 1.0)]
+        assert sent.control is not None
+        assert sent.control.image == png(8, 8, 4)
+        assert (sent.control.type, sent.control.end, sent.control.preprocess) == (
+            "canny",
+            0.5,
+            False,
+        )
+    fields = form(
+        loras='[{"name": "ink", "weight": 0.5}]',
+        control='{"type": "depth", "weight": 0.25}',
+        control_image=png(8, 8, 9),
+    )
+    async with http.post("/v1/images/edits", data=fields) as response:
+        assert response.status == 200, await response.text()
+    edited = backend.inputs[-1]
+    assert (edited.loras[0].name, edited.control.weight) == ("ink", 0.5 / 2)
+    assert edited.control.image == png(8, 8, 9)
+
+
+_PICTURE = base64.b64encode(png(8, 8)).decode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"loras": [{"weight": 1}]}, "loras.0.name", "required"),
+        ({"loras": [{"name": "a", "weight": 11}]}, "loras.0.weight", "10"),
+        ({"loras": [{"name": "a"}] * 9}, "loras", "8"),
+        ({"loras": "ink:0.8"}, "loras", "JSON"),
+        ({"control": {"type": "canny"}}, "control.image", "missing"),
+        ({"control": {"type": "canny", "image": "?"}}, "control.image", "base64"),
+        ({"control": {"type": "canny", "image": "aGk="}}, "control.image", "PNG"),
+        ({"control": {"type": "canny", "image": "http://x/y"}}, "control.image", "fetched"),
+        ({"control": {"type": "canny", "image": _PICTURE, "start": 0.5, "end": 0.5}},
+         "control.start", "below"),
+        ({"control": {"type": "canny", "image": _PICTURE, "weight": 3}}, "control.weight", "2"),
+    ],
+)  # fmt: skip
+async def test_bad_guides(
+    http: aiohttp.ClientSession, fields: dict[str, Any], param: str, says: str
+) -> None:
+    body = {"model": "toy-shapes", "prompt": "x", **fields}
+    async with http.post("/v1/images/generations", json=body) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["param"]) == (400, param), error
+    assert says in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"control_image": png(8, 8)}, "control", "needs 'control'"),
+        ({"control": "canny"}, "control", "JSON"),
+        ({"control": '{"type": "canny"}'}, "control.image", "missing"),
+        ({"control": '{"type": "canny"}', "control_image": b"x"}, "control_image", "PNG"),
+        ({"control": f'{{"type": "a", "image": "{_PICTURE}"}}', "control_image": png(8, 8)},
+         "control_image", "send one"),
+        ({"control": '{"type": "canny", "wieght": 1}', "control_image": png(8, 8)},
+         "control.wieght", "not a field"),
+    ],
+)  # fmt: skip
+async def test_bad_guides_in_forms(
+    http: aiohttp.ClientSession, fields: dict[str, Any], param: str, says: str
+) -> None:
+    async with http.post("/v1/images/edits", data=form(**fields)) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["param"]) == (400, param), error
+    assert says in error["message"]
+
+
+async def test_a_control_costs_work() -> None:
+    plain = ImageInput(prompt="x", width=64, height=64, steps=10)
+    guided = plain.model_copy(update={"control": Control(type="a", image=b"")})
+    assert KINDS["image"].units(guided) == pytest.approx(1.4 * KINDS["image"].units(plain))
+    packed = msgpack.packb({"control": {"type": "a", "image": b"", "start": 0.5, "end": 0.25}})
+    with pytest.raises(InvalidRequest, match="below"):
+        input_from_wire(KINDS["image"], packed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import shutil
@@ -15,10 +16,11 @@ import aiohttp
 import pytest
 
 from blip.errors import NodeLost
-from tests.unit.gateway_mesh import MemoryMesh, failing, mesh, served, vector
+from tests.unit.gateway_mesh import MemoryMesh, failing, mesh, png, served, vector
 
 TEXT = "/api/v1/inference/text-generation"
 VECTORS = "/api/v1/inference/embeddings"
+IMAGES = "/api/v1/inference/image-generation"
 
 #: From BitingLip's README, word for word.
 LINES = (
@@ -123,6 +125,58 @@ async def test_embeddings(http: aiohttp.ClientSession, backend: MemoryMesh) -> N
     assert [value.texts for value in backend.inputs] == [["a", "b"], ["a"]]
 
 
+#: The request of BitingLip's API reference, but for the model.
+DOCUMENTED_IMAGE = {
+    "model": "toy-shapes",
+    "prompt": "A beautiful sunset over snow-capped mountains",
+    "negative_prompt": "blurry, low quality, distorted",
+    "width": 1024,
+    "height": 1024,
+    "steps": 50,
+    "guidance_scale": 7.5,
+    "seed": 42,
+    "num_images": 1,
+}
+
+
+async def test_images(http: aiohttp.ClientSession, backend: MemoryMesh) -> None:
+    async with http.post(IMAGES, json=DOCUMENTED_IMAGE | {"num_images": 2}) as response:
+        answer = await response.json()
+    assert response.status == 200, answer
+    assert answer["status"] == "completed"
+    assert answer["processing_time"] > 0
+    result = answer["result"]
+    assert (result["model_used"], result["steps_completed"]) == ("toy-shapes", 50)
+    for number, image in enumerate(result["images"]):
+        file = base64.b64decode(image.pop("url").removeprefix("data:image/png;base64,"))
+        assert file == png(1024, 1024, 42 + number)
+        assert image == {"width": 1024, "height": 1024, "format": "png", "seed": 42 + number}
+    sent = backend.inputs[0].model_dump(exclude_defaults=True)
+    assert sent == {
+        "prompt": DOCUMENTED_IMAGE["prompt"],
+        "negative_prompt": DOCUMENTED_IMAGE["negative_prompt"],
+        "width": 1024,
+        "height": 1024,
+        "steps": 50,
+        "guidance_scale": 7.5,
+        "seed": 42,
+    }
+
+
+async def test_images_with_the_names_of_its_code(
+    http: aiohttp.ClientSession, backend: MemoryMesh
+) -> None:
+    for seed in (-1, None):
+        body = {"model": "toy-shapes", "text": "x", "num_inference_steps": 4, "seed": seed}
+        async with http.post(IMAGES, json=body) as response:
+            assert response.status == 200, await response.text()
+    first, second = backend.inputs
+    assert (first.prompt, first.steps, first.guidance_scale) == ("x", 4, 7.5)
+    assert first.width is None
+    assert min(first.seed, second.seed) >= 0
+    assert first.seed != second.seed
+
+
 @pytest.mark.parametrize(
     ("route", "body", "status", "code", "field"),
     [
@@ -130,6 +184,22 @@ async def test_embeddings(http: aiohttp.ClientSession, backend: MemoryMesh) -> N
         (TEXT, {"model": "parrot"}, 400, "INVALID_REQUEST", "prompt"),
         (TEXT, {"model": "parrot", "prompt": "a", "text": "a"}, 400, "INVALID_REQUEST", "text"),
         (TEXT, {"model": "parrot", "prompt": "a", "n": 1}, 400, "INVALID_REQUEST", "n"),
+        (IMAGES, {"model": "toy-shapes"}, 400, "INVALID_REQUEST", "prompt"),
+        (
+            IMAGES,
+            {"model": "toy-shapes", "prompt": "a", "text": "a"},
+            400,
+            "INVALID_REQUEST",
+            "text",
+        ),
+        (
+            IMAGES,
+            {"model": "toy-shapes", "prompt": "a", "width": 5},
+            400,
+            "INVALID_REQUEST",
+            "width",
+        ),
+        (IMAGES, {"model": "nobody", "prompt": "a"}, 404, "MODEL_NOT_FOUND", "model"),
         (VECTORS, {"model": "embedder"}, 400, "INVALID_REQUEST", "text"),
         (
             VECTORS,

@@ -48,6 +48,20 @@ def image(
         float | None,
         typer.Option("--strength", min=0, max=1, help="How much of --from may change."),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="NAME:WEIGHT", help="A LoRA of the model; may come again."),
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            "--control", metavar="TYPE=IMAGE", help="A picture whose shapes to follow: canny=a.png."
+        ),
+    ] = None,
+    control_map: Annotated[
+        str | None,
+        typer.Option("--control-map", metavar="TYPE=IMAGE", help="The same, but the map itself."),
+    ] = None,
     url: Url = None,
     api_key: ApiKey = None,
     json: Json = False,
@@ -63,5 +77,7 @@ def image(
         "scheduler": scheduler,
         "strength": strength,
     }
-    request = paint.Request(model, prompt, n, size, source, mask, options)
+    request = paint.Request(
+        model, prompt, n, size, source, mask, options, lora or (), control, control_map
+    )
     return paint.run(request, out, url, api_key, as_json=json)

@@ -23,6 +23,9 @@ Strength = Annotated[float, Field(gt=0, le=1)]
 _KEPT = """How much of the picture may change: the nearer to 0, the less. Ours, not OpenAI's."""
 
 
+_GUIDE = File("The picture that 'control' is about.")
+
+
 class ImageGenerationRequest(PaintRequest):
     """A text to paint."""
 
@@ -57,6 +60,7 @@ class ImageEditRequest(_FromPicture):
             "A picture of the same size. Where it is transparent, the picture is painted anew; if "
             "it has no transparency at all, where it is light."
         ),
+        "control_image": _GUIDE,
     }
 
     prompt: Prompt
@@ -71,7 +75,8 @@ class ImageVariationRequest(_FromPicture):
     """A picture to vary."""
 
     files: ClassVar[Mapping[str, File]] = {
-        "image": File("The picture: PNG, JPEG or WebP.", required=True)
+        "image": File("The picture: PNG, JPEG or WebP.", required=True),
+        "control_image": _GUIDE,
     }
 
 

@@ -159,6 +159,7 @@ HEADS: tuple[Head, ...] = (
     Head(("ForImageClassification", *COMPARERS), ("image-classification",), "image classifiers"),
     Head(("ForObjectDetection",), ("detection",), "object detectors"),
     Head(("ForDepthEstimation",), ("depth",), "depth estimators"),
+    Head(("ForImageSuperResolution",), ("upscale",), "super-resolution models"),
     Head(_SEGMENTERS, ("segmentation",), "image segmenters"),
     Head(("WhisperForConditionalGeneration",), ("transcription", "translation"), "Whisper"),
     Head(("ForCTC",), ("transcription",), "speech recognisers with a CTC head"),

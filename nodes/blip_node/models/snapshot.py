@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.errors import ConfigError, ModelLoadFailed
-from blip_node.models import ctranslate, gguf, hub, package, pipeline, piper, weights
+from blip_node.models import additions, ctranslate, gguf, hub, package, pipeline, piper, weights
 from blip_node.models.abilities import OFFSET_POSITIONS, abilities, head_of, served
 from blip_node.models.files import positive, read_object
 from blip_node.models.means import BITS, GROUP_SHARE, OF_PIPELINES, PLAIN, Means
@@ -35,6 +35,10 @@ _CONTEXT_KEYS = (
 #: What a text model is taken to stand when it does not say: recurrent and ALiBi models have no
 #: hard limit and were mostly trained on this.
 DEFAULT_CONTEXT = 2048
+
+#: Pixels of a tile of a picture that is enlarged: the square of
+#: :data:`blip_node.runtimes.upscaling.tiles.TILE`, which needs numpy to be read.
+_TILE_PIXELS = 256 * 256
 
 #: A GGUF file is converted to this dtype: half the size of float32, with its range.
 CONVERTED_DTYPE = "BF16"
@@ -246,13 +250,14 @@ def _describe_pipeline(spec: ModelSpec, folder: Path) -> Description:
     architecture = pipeline.class_name(folder)
     counts = pipeline.component_counts(folder)
     sizes = [weights.stored_bytes(each) for each in counts.values()]
+    added = additions.files(spec.loras, spec.controlnets)
     return Description(
         spec.name,
         spec.source,
         _kinds(spec, pipeline.kinds(architecture), architecture),
         path=str(folder),
         architecture=architecture,
-        counts=weights.summed(counts.values()),
+        counts=weights.summed([*counts.values(), weights.total_counts(added)]),
         activations=pipeline.activation_elements(folder),
         largest_share=max(sizes) / max(1, sum(sizes)),
         tile_share=pipeline.tile_share(folder),
@@ -289,6 +294,7 @@ def _describe(spec: ModelSpec, folder: Path) -> Description:
         context=fit_context(spec.context, limit, spec.name),
         dimensions=positive(text_config(config).get("hidden_size")) if embeds else None,
         cache_elements=_cache_elements(text_config(config)) if writes else 0,
+        activations=_tile_elements(config) if able == ("upscale",) else 0,
     )
 
 
@@ -330,6 +336,16 @@ def _describe_ctranslate(spec: ModelSpec, files: ctranslate.Files) -> Descriptio
         counts=ctranslate.counts(variables),
         convert=True,
     )
+
+
+def _tile_elements(config: Mapping[str, Any]) -> int:
+    """Return the numbers that live at once while a tile of a picture is enlarged.
+
+    Eight hidden states of each pixel, between the layers of a block, and the attention of a window
+    of eight by eight in a few heads.
+    """
+    hidden = positive(config.get("embed_dim")) or positive(config.get("hidden_size")) or 180
+    return _TILE_PIXELS * (8 * hidden + 6 * 64)
 
 
 def _describe_gguf(spec: ModelSpec, path: Path) -> Description:

@@ -88,7 +88,8 @@ class ModelSpec:
     without work until it is unloaded (None: when its room is needed), ``pin`` whether it stays
     even then, ``min_replicas`` and ``max_replicas`` what the whole mesh should load, ``means``
     how it is made to fit, ``runtime`` who computes it (one of :data:`RUNTIMES`). ``engine`` is who
-    answers for an upstream's model.
+    answers for an upstream's model. ``loras`` and ``controlnets`` are names and sources of what an
+    image model may be used with; see :mod:`blip_node.models.additions`.
 
     Raises :class:`~blip.errors.ConfigError` naming the field.
     """
@@ -107,6 +108,8 @@ class ModelSpec:
     engine: Engine | None = None
     means: Means = AUTO
     runtime: str = "transformers"
+    loras: tuple[tuple[str, str], ...] = ()
+    controlnets: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > MAX_NAME or re.search(r"[\s\x00-\x1f]", self.name):

@@ -31,6 +31,7 @@ RUNTIMES: dict[str, str] = {
     "depth": "blip_node.runtimes.vision:VisionRuntime",
     "segmentation": "blip_node.runtimes.vision:VisionRuntime",
     "video": "blip_node.runtimes.video:VideoRuntime",
+    "upscale": "blip_node.runtimes.upscale:UpscaleRuntime",
     "echo": "blip_node.runtimes.echo:EchoRuntime",
 }
 

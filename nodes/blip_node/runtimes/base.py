@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from blip.kinds import Kind
+from blip_node.models.additions import Addition
 from blip_node.models.means import SETTLED, Means
 from blip_node.upstreams.engine import Engine
 
@@ -76,6 +77,9 @@ class LoadSpec:
     gguf: str = ""
     #: How it is made to fit; nothing in it is ``auto``.
     means: Means = SETTLED
+    #: What an image model may be used with, as far as it was found.
+    loras: tuple[Addition, ...] = ()
+    controlnets: tuple[Addition, ...] = ()
 
 
 class Runtime(Protocol):

@@ -5,8 +5,14 @@ One module a face. Its errors, and what is around every result, are in :mod:`.di
 
 from __future__ import annotations
 
-from blip.gateway.routes.original import captions, embeddings, speech, text
+from blip.gateway.routes.original import captions, embeddings, images, speech, text
 
-OPERATIONS = (*text.OPERATIONS, *embeddings.OPERATIONS, *speech.OPERATIONS, *captions.OPERATIONS)
+OPERATIONS = (
+    *text.OPERATIONS,
+    *images.OPERATIONS,
+    *speech.OPERATIONS,
+    *captions.OPERATIONS,
+    *embeddings.OPERATIONS,
+)
 
 __all__ = ["OPERATIONS"]

@@ -19,8 +19,10 @@ from blip.errors import InvalidRequest, UnsupportedField
 from blip.kinds.image import IMAGE, ImageInput
 from blip_node.models.pipeline import native_side
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
-from blip_node.runtimes.diffusion import pictures, prompts, schedulers
+from blip_node.runtimes.diffusion import controls, pictures, schedulers
+from blip_node.runtimes.diffusion.conditioning import condition
 from blip_node.runtimes.diffusion.loading import load_pipeline
+from blip_node.runtimes.diffusion.loras import Loras
 from blip_node.runtimes.diffusion.steps import Watch
 from blip_node.runtimes.lane import Lane
 
@@ -50,7 +52,12 @@ class Engine:
         self._pipe = self._lane.first(lambda: load_pipeline(spec, report))
         self._side = native_side(Path(spec.path))
         self._grain = _grain(self._pipe)
-        self._derived: dict[str, Any] = {}
+        self._loras = self._lane.first(lambda: Loras(self._pipe, spec.loras, spec.model))
+        self._controls = self._lane.first(
+            lambda: controls.Controls(self._pipe, spec.controlnets, spec.model)
+        )
+        #: By what they do, and the ControlNet that they do it with.
+        self._derived: dict[tuple[str, str], Any] = {}
         report(1.0)
 
     async def run(self, job: Job) -> Outcome:
@@ -65,18 +72,25 @@ class Engine:
 
     def _paint(self, job: Job) -> Outcome:
         wishes: ImageInput = job.input
-        base = self._pipeline(wishes)
+        pipe = copy.copy(self._pipeline(wishes))
         canvas = self._canvas(wishes)
         watch = Watch(job, canvas.size, self._lane)
         watch.look()
-        pipe = copy.copy(base)
         pipe.scheduler = schedulers.fresh(self._pipe.scheduler, wishes.scheduler)
-        tokens = prompts.check(pipe, wishes.prompt, "prompt")
-        prompts.check(pipe, wishes.negative_prompt, "negative_prompt")
+        with self._loras.active(wishes.loras):  # they change what prompts become, too
+            return self._paint_with(pipe, wishes, canvas, watch)
+
+    def _paint_with(self, pipe: Any, wishes: ImageInput, canvas: _Canvas, watch: Watch) -> Outcome:
         seed = random.getrandbits(32) if wishes.seed is None else wishes.seed
         parameters = inspect.signature(pipe.__call__).parameters
         arguments = _arguments(type(pipe).__name__, parameters, wishes)
+        conditioning = condition(pipe, type(self._pipe).__name__, wishes)
+        arguments |= conditioning.arguments
         arguments |= self._size_arguments(parameters, canvas)
+        if wishes.control is not None:
+            shapes = controls.make_map(wishes.control, canvas.size)
+            arguments |= controls.arguments(wishes.control, shapes, parameters)
+            watch.look()
         arguments |= watch.arguments(pipe, parameters)
         # made on the CPU, noise is the same whatever the device
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -91,7 +105,7 @@ class Engine:
         return Outcome(
             file,
             usage={
-                "prompt_tokens": tokens,
+                "prompt_tokens": conditioning.tokens,
                 "width": picture.width,
                 "height": picture.height,
                 "steps": watch.done,
@@ -101,25 +115,31 @@ class Engine:
 
     def _pipeline(self, wishes: ImageInput) -> Any:
         """Return the pipeline for what is asked. Raises ``InvalidRequest`` if there is none."""
-        if wishes.image is None:
-            if wishes.mask is not None:
-                raise InvalidRequest("'mask' needs an 'image' to mask.", param="mask")
-            return self._pipe
-        auto, what, field = diffusers.AutoPipelineForImage2Image, "image-to-image", "image"
+        if wishes.image is None and wishes.mask is not None:
+            raise InvalidRequest("'mask' needs an 'image' to mask.", param="mask")
+        auto, what, field = diffusers.AutoPipelineForText2Image, "text-to-image", "control"
+        if wishes.image is not None:
+            auto, what, field = diffusers.AutoPipelineForImage2Image, "image-to-image", "image"
         if wishes.mask is not None:
             auto, what, field = diffusers.AutoPipelineForInpainting, "inpainting", "mask"
-        if what not in self._derived:
+        if wishes.image is None and wishes.control is None:
+            return self._pipe
+        key, extra = (what, ""), {}
+        if wishes.control is not None:
+            key, what = (what, wishes.control.type), f"{what} with a ControlNet"
+            extra = {"controlnet": self._controls.net(wishes.control)}
+        if key not in self._derived:
             try:
-                derived = auto.from_pipe(self._pipe)
+                derived = auto.from_pipe(self._pipe, **extra)
             except ValueError as error:
                 raise UnsupportedField(
                     f"'{field}': {self._model} ({type(self._pipe).__name__}) knows no {what}.",
-                    hint="Choose another model, or leave the picture out.",
+                    hint=f"Choose another model, or leave '{field}' out.",
                     param=field,
                 ) from error
             derived.set_progress_bar_config(disable=True)
-            self._derived[what] = derived
-        return self._derived[what]
+            self._derived[key] = derived
+        return self._derived[key]
 
     def _canvas(self, wishes: ImageInput) -> _Canvas:
         width, height = wishes.width, wishes.height
@@ -179,6 +199,10 @@ class Engine:
             "model": self._model,
             "Software": f"blip {blip.__version__}",
         }
+        if wishes.loras:
+            facts["loras"] = ", ".join(f"{lora.name}:{lora.weight:g}" for lora in wishes.loras)
+        if (control := wishes.control) is not None:
+            facts["control"] = f"{control.type}:{control.weight:g}"
         names = {"num_inference_steps": "steps", "guidance_scale": "guidance_scale"}
         for argument, name in (names | {"strength": "strength"}).items():
             if argument in arguments:
@@ -198,12 +222,12 @@ def _grain(pipe: Any) -> int:
 
 
 def _arguments(pipeline: str, parameters: Mapping[str, Any], wishes: ImageInput) -> dict[str, Any]:
-    """Return a pipeline's arguments but for size, pictures and callbacks.
+    """Return a pipeline's arguments but for prompts, size, pictures and callbacks.
 
     What is not asked for is spelled out with the pipeline's own default where it has a number, so
     that it can be told. Raises ``UnsupportedField`` for what the pipeline has no argument for.
     """
-    found: dict[str, Any] = {"prompt": wishes.prompt}
+    found: dict[str, Any] = {}
     asked = {
         "num_inference_steps": ("steps", wishes.steps),
         "guidance_scale": ("guidance_scale", wishes.guidance_scale),
@@ -220,7 +244,6 @@ def _arguments(pipeline: str, parameters: Mapping[str, Any], wishes: ImageInput)
             found[argument] = value
     if wishes.negative_prompt:
         _check_negative(pipeline, parameters, found)
-        found["negative_prompt"] = wishes.negative_prompt
     steps, strength = found.get("num_inference_steps", 1), found.get("strength", 1.0)
     if int(steps * strength) < 1:
         raise InvalidRequest(

@@ -44,7 +44,7 @@ def open_picture(data: bytes, field: str) -> Image.Image:
 
 
 def open_source(data: bytes, field: str = "image") -> Image.Image:
-    """Decode the picture to start from, in RGB; what is transparent in it becomes white."""
+    """Decode a picture to start from, in RGB; what is transparent in it becomes white."""
     picture = open_picture(data, field)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")

@@ -53,10 +53,16 @@ def check(pipe: Any, prompt: str, field: str) -> int:
     tokenizer, limit = found
     tokens = count(tokenizer, prompt)
     if tokens > limit:
-        raise ContextTooLong(
-            f"'{field}' has {tokens} tokens; the model's text encoder takes {limit}.",
-            hint="Shorten it: what is beyond would be ignored.",
-            param=field,
-            details={"prompt_tokens": tokens, "limit": limit},
-        )
+        raise too_long(field, tokens, limit)
     return tokens
+
+
+def too_long(field: str, tokens: int, limit: int) -> ContextTooLong:
+    """Return the error for a prompt, or a part of one, that the encoder would cut."""
+    return ContextTooLong(
+        f"'{field}' has {tokens} tokens; the model's text encoder takes {limit}.",
+        hint="Shorten it: what is beyond would be ignored. Models whose text encoder is CLIP alone "
+        "take longer prompts in parts, with BREAK between them.",
+        param=field,
+        details={"prompt_tokens": tokens, "limit": limit},
+    )

@@ -1,0 +1,75 @@
+"""Pictures with more pixels, or cleaner ones."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from blip.client.answers import Origin
+from blip.client.connection import Connection, body_of
+from blip.client.options import Require, task_headers
+from blip.errors import InternalError
+
+
+@dataclass(frozen=True, slots=True)
+class UpscaleAnswer:
+    """A picture's file, its size such as ``512x512``, and its format."""
+
+    file: bytes
+    size: str
+    format: str
+    origin: Origin
+
+
+class UpscaleClient(Connection):
+    """What super-resolution models are asked."""
+
+    async def upscale(
+        self,
+        model: str,
+        image: bytes,
+        *,
+        scale: float | None = None,
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
+        **options: Any,
+    ) -> UpscaleAnswer:
+        """Enlarge the picture in the bytes of a file.
+
+        Its sides become ``scale`` times as long, by default and at most what the model was made
+        for. Options go on under the route's names (``output_format``, ``output_compression``).
+        """
+        headers = task_headers(priority, deadline, require)
+        body = body_of(model, {"scale": scale, **options})
+        return await self._better("upscale", body, image, headers)
+
+    async def enhance(
+        self,
+        model: str,
+        image: bytes,
+        *,
+        priority: int | None = None,
+        deadline: float | None = None,
+        require: Require | None = None,
+        **options: Any,
+    ) -> UpscaleAnswer:
+        """Clean a picture, which keeps its size; options as those of :meth:`upscale`."""
+        headers = task_headers(priority, deadline, require)
+        return await self._better("enhance", body_of(model, options), image, headers)
+
+    async def _better(
+        self, what: str, fields: dict[str, Any], image: bytes, headers: dict[str, str]
+    ) -> UpscaleAnswer:
+        form = aiohttp.FormData({name: str(value) for name, value in fields.items()})
+        form.add_field("image", image, filename="image")
+        body, origin = await self._json("POST", f"/v1/images/{what}", form, headers)
+        try:
+            file = base64.b64decode(body["data"][0]["b64_json"], validate=True)
+        except binascii.Error as error:
+            raise InternalError(f"the gateway sent a picture that is not base64: {error}") from None
+        return UpscaleAnswer(file, body["size"], body["output_format"], origin)

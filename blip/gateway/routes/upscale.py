@@ -1,0 +1,212 @@
+"""``POST /v1/images/upscale`` and ``/enhance``: more pixels, or cleaner ones."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from aiohttp import web
+from pydantic import BaseModel, Field
+
+from blip.errors import InvalidRequest
+from blip.gateway.api import Operation
+from blip.gateway.events import send_events
+from blip.gateway.exchange import Exchange, News
+from blip.gateway.fields import Ignored, Refused
+from blip.gateway.form import File, FormRequest
+from blip.gateway.mesh import Answer
+from blip.gateway.routes.failures import TEXT_FAILURES
+from blip.kinds.image import step_from_wire
+from blip.kinds.pictures import PictureFormat, check_picture
+from blip.kinds.upscale import MAX_SCALE, UPSCALE, UpscaleInput
+
+_FACES = "No library that blip builds on restores faces."
+
+
+class _PictureRequest(FormRequest):
+    """A picture to make better."""
+
+    files: ClassVar[Mapping[str, File]] = {
+        "image": File("The picture: PNG, JPEG or WebP.", required=True)
+    }
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    """A name from GET /v1/models, of a model of the kind upscale."""
+    output_format: PictureFormat | None = None
+    """The kind of file; png by default."""
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Quality of jpeg and webp, 100 the best; 95 by default."""
+    stream: bool | None = None
+    """Whether to send an event after each tile of the picture."""
+
+    user: Annotated[str | None, Ignored()] = None
+    face_restore: Annotated[Any, Refused(_FACES, False, "false")] = None
+    face_enhance: Annotated[Any, Refused(_FACES, False, "false")] = None
+    background_enhance: Annotated[
+        Any, Refused("All of a picture is treated alike.", False, "false")
+    ] = None
+
+    def check(self, at: str = "") -> None:
+        """Raise :class:`~blip.errors.InvalidRequest` for what the types alone do not say."""
+        super().check(at)
+        check_picture(self.upload("image") or b"", "image")
+        if self.output_compression not in (None, 100) and self.format == "png":
+            raise InvalidRequest(
+                "'output_compression' is for jpeg and webp; png loses nothing.",
+                hint="Set 'output_format'.",
+                param=at + "output_compression",
+            )
+
+    @property
+    def format(self) -> PictureFormat:
+        """The kind of file."""
+        return self.output_format or "png"
+
+    def task(self, scale: float | None) -> UpscaleInput:
+        """Return the input of the task."""
+        return UpscaleInput(
+            image=self.upload("image") or b"",
+            scale=scale,
+            progress=bool(self.stream),
+            format=self.format,
+            quality=None if self.format == "png" else self.output_compression,
+        )
+
+
+class ImageUpscaleRequest(_PictureRequest):
+    """A picture to enlarge."""
+
+    scale: Annotated[float, Field(ge=1, le=MAX_SCALE)] | None = None
+    """How many times longer its sides are to be; what the model was made for by default, and at
+    most that."""
+
+
+class ImageEnhanceRequest(_PictureRequest):
+    """A picture to clean."""
+
+
+class UpscaledPicture(BaseModel):
+    """A file in base64."""
+
+    b64_json: str
+
+
+class Upscaled(BaseModel):
+    """The picture."""
+
+    created: int
+    output_format: PictureFormat
+    size: str
+    data: list[UpscaledPicture]
+
+
+class UpscaleEvent(BaseModel):
+    """An event of a stream.
+
+    ``image_upscale.progress`` has ``step`` and ``steps``, which are tiles;
+    ``image_upscale.completed`` has ``b64_json`` and ``size``.
+    """
+
+    type: str
+    created_at: int
+    output_format: PictureFormat
+    step: int | None = None
+    steps: int | None = None
+    size: str | None = None
+    b64_json: str | None = None
+
+
+async def upscale(exchange: Exchange, body: ImageUpscaleRequest) -> web.StreamResponse:
+    """Enlarge a picture with a super-resolution model.
+
+    The model makes the pixels, tile by tile; where scale is below what it was made for, its result
+    is scaled down. What is transparent in the picture becomes white.
+    """
+    return await _answer(exchange, body, body.scale)
+
+
+async def enhance(exchange: Exchange, body: ImageEnhanceRequest) -> web.StreamResponse:
+    """Clean a picture: of noise, blocks and blur, as far as the model knows how.
+
+    It is enlarged with a super-resolution model, and scaled back to the size that it had. Models
+    that were trained on compressed pictures ("real-world") clean most.
+    """
+    return await _answer(exchange, body, 1.0)
+
+
+async def _answer(
+    exchange: Exchange, body: _PictureRequest, scale: float | None
+) -> web.StreamResponse:
+    exchange.start(UPSCALE, body.model, [body.task(scale)])
+    if body.stream:
+        return await send_events(exchange, _Events(body).render)
+    ((_, answer),) = await exchange.results()
+    return web.Response(
+        text=f'{{"created":{int(time.time())},"output_format":"{body.format}",'
+        f'"size":"{_size(answer)}","data":[{{"b64_json":"{_base64(answer)}"}}]}}',
+        content_type="application/json",
+    )
+
+
+def _size(answer: Answer) -> str:
+    return f"{answer.usage.get('width', 0)}x{answer.usage.get('height', 0)}"
+
+
+def _base64(answer: Answer) -> str:
+    return base64.b64encode(answer.payload).decode()
+
+
+class _Events:
+    """Writes :class:`UpscaleEvent` events."""
+
+    def __init__(self, body: _PictureRequest) -> None:
+        self._tail = f'"created_at":{int(time.time())},"output_format":"{body.format}"}}\n\n'
+
+    def render(self, news: News) -> str:
+        _, item = news
+        if isinstance(item, Answer):
+            facts = f'"size":"{_size(item)}","b64_json":"{_base64(item)}"'
+            return self._event("completed", facts)
+        step = step_from_wire(item)
+        return self._event("progress", f'"step":{step.step},"steps":{step.steps}')
+
+    def _event(self, name: str, facts: str) -> str:
+        kind = f"image_upscale.{name}"
+        return f'event: {kind}\ndata: {{"type":{json.dumps(kind)},{facts},{self._tail}'
+
+
+def _operation(name: str, handler: Any, summary: str, body: Any, example: Any) -> Operation:
+    return Operation(
+        "POST",
+        f"/v1/images/{name}",
+        handler,
+        summary,
+        "images",
+        body=body,
+        answer=Upscaled,
+        task=True,
+        event=UpscaleEvent,
+        errors=TEXT_FAILURES,
+        example=example,
+    )
+
+
+OPERATIONS = (
+    _operation(
+        "upscale",
+        upscale,
+        "Enlarge a picture",
+        ImageUpscaleRequest,
+        {"model": "swin2sr", "image": "@small.png", "scale": "2"},
+    ),
+    _operation(
+        "enhance",
+        enhance,
+        "Clean a picture",
+        ImageEnhanceRequest,
+        {"model": "swin2sr", "image": "@old.jpg"},
+    ),
+)

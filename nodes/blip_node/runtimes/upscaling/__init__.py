@@ -1,0 +1,1 @@
+"""How pictures are enlarged: tile by tile, and put together without seams."""

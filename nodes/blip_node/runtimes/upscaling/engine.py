@@ -1,0 +1,139 @@
+"""A loaded super-resolution model: from jobs to enlarged pictures, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import transformers
+from PIL import Image
+
+import blip
+from blip.errors import InvalidRequest, ModelLoadFailed
+from blip.kinds.image import Step, step_to_wire
+from blip.kinds.pictures import MAX_PIXELS
+from blip.kinds.upscale import UPSCALE, UpscaleInput
+from blip_node.models import weights
+from blip_node.runtimes.base import Job, LoadSpec, Outcome
+from blip_node.runtimes.diffusion import pictures
+from blip_node.runtimes.lane import Lane
+from blip_node.runtimes.loading import load_failure
+from blip_node.runtimes.upscaling.tiles import Canvas
+
+#: Heads that transformers computes as their paper says. In Swin2SR's for a scale of 1 it adds the
+#: result to the pictures as they are, where the paper adds it to what it subtracted a mean from.
+_UPSAMPLERS = ("pixelshuffle", "pixelshuffle_aux", "pixelshuffledirect", "nearest+conv")
+
+
+class Engine:
+    """Enlarges on one thread."""
+
+    def __init__(self, spec: LoadSpec, report: Callable[[float], None]) -> None:
+        self._name = spec.model
+        self._lane = Lane("blip-upscale")
+        self._model = self._lane.first(lambda: _load(spec, report))
+        #: How many times longer the sides become, and what they must be multiples of inside.
+        self._scale = int(self._model.config.upscale)
+        self._window = int(self._model.config.window_size)
+        report(1.0)
+
+    async def run(self, job: Job) -> Outcome:
+        """Enlarge one picture; see :meth:`blip_node.runtimes.upscale.UpscaleRuntime.run`."""
+        return await self._lane.run(job, self._enlarge)
+
+    def close(self) -> None:
+        """Stop after the current tile, and the thread with it."""
+        self._lane.close()
+
+    # --- on the thread ----------------------------------------------------------------------
+
+    def _enlarge(self, job: Job) -> Outcome:
+        wishes: UpscaleInput = job.input
+        source = pictures.open_source(wishes.image)
+        target = self._target(wishes, source)
+        pixels = numpy.asarray(source, dtype="float32") / 255
+        canvas = Canvas(source.height, source.width, self._scale)
+        for done in canvas.fill(pixels, self._tile):
+            self._lane.look(job)
+            if wishes.progress and job.writable:
+                job.emit(step_to_wire(Step(done, len(canvas))))
+        picture = pictures.to_picture(canvas.result())
+        if picture.size != target:
+            picture = picture.resize(target, Image.Resampling.LANCZOS)
+        facts: dict[str, str | int | float] = {
+            "model": self._name,
+            "scale": picture.width / source.width,
+            "Software": f"blip {blip.__version__}",
+        }
+        file = pictures.encode(picture, wishes.format, wishes.quality, facts)
+        usage = {"width": picture.width, "height": picture.height, "steps": len(canvas)}
+        return Outcome(file, usage=usage, units=UPSCALE.units(wishes))
+
+    def _target(self, wishes: UpscaleInput, source: Image.Image) -> tuple[int, int]:
+        """Return the size of the result. Raises ``InvalidRequest`` if it cannot be had."""
+        scale = self._scale if wishes.scale is None else wishes.scale
+        if scale > self._scale:
+            raise InvalidRequest(
+                f"'scale' is {scale:g}; {self._name} makes sides {self._scale} times as long.",
+                hint=f"Ask for {self._scale} at most; what comes out may be sent again.",
+                param="scale",
+            )
+        made = source.width * source.height * self._scale**2
+        if made > MAX_PIXELS:
+            raise InvalidRequest(
+                f"'image' has {source.width} x {source.height} pixels, {self._scale} times as long "
+                f"each way that is {made}; {MAX_PIXELS} are the most.",
+                hint="Send a part of it, or a smaller one.",
+                param="image",
+                details={"pixels": made, "limit": MAX_PIXELS},
+            )
+        width, height = (max(1, round(side * scale)) for side in source.size)
+        return width, height
+
+    def _tile(self, pixels: Any) -> Any:
+        """Enlarge one tile, float [height, width, 3] from 0 to 1."""
+        height, width = pixels.shape[:2]
+        # the model knows whole windows only; mirrored as its own image processor does it
+        short = [(0, -side % self._window) for side in (height, width)]
+        padded = numpy.pad(pixels, [*short, (0, 0)], mode="symmetric")
+        batch = torch.from_numpy(padded).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            out = self._model(batch.to(self._model.device, self._model.dtype)).reconstruction[0]
+        made = out.float().permute(1, 2, 0).cpu().numpy()
+        return made[: height * self._scale, : width * self._scale]
+
+
+def _load(spec: LoadSpec, report: Callable[[float], None]) -> Any:
+    transformers.logging.disable_progress_bar()
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    folder = Path(spec.path)
+    try:
+        stored = weights.main_dtype(weights.total_counts(weights.shards(folder)))
+        report(0.1)
+        model, info = transformers.AutoModelForImageToImage.from_pretrained(
+            folder,
+            dtype=getattr(torch, weights.load_dtype(spec.dtype, stored, spec.device)),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        if info["missing_keys"]:
+            lacking = sorted(info["missing_keys"])
+            raise ModelLoadFailed(f"its files lack {len(lacking)} weights ({lacking[0]}, ...)")
+        config = model.config
+        if config.upsampler not in _UPSAMPLERS or config.num_channels != 3:
+            raise ModelLoadFailed(
+                f"blip does not run its head ({config.upsampler or 'denoising'}, "
+                f"{config.num_channels} channels)",
+                hint="It runs Swin2SR models that enlarge RGB pictures.",
+            )
+        model = model.to(spec.device).eval()
+    except Exception as error:
+        raise load_failure(spec, error) from error
+    report(0.9)
+    return model
