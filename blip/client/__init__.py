@@ -18,6 +18,7 @@ from blip.client.answers import (
     TextAnswer,
 )
 from blip.client.connection import DEFAULT_URL
+from blip.client.kinds import TaskAnswer
 from blip.client.operations import Progress
 from blip.client.stream import TextStream
 from blip.client.sync import Blip, SyncTextStream
@@ -37,6 +38,7 @@ __all__ = [
     "Picture",
     "Progress",
     "SyncTextStream",
+    "TaskAnswer",
     "TextAnswer",
     "TextStream",
 ]

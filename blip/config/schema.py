@@ -344,7 +344,9 @@ class ModelConfig(Section):
         min_length=1,
         description="Where its files are: a folder, a .gguf file, `hf:org/name[@revision]`, "
         "`package:distribution[/path]` for weights that an installed Python package ships, "
-        "`openai:UPSTREAM/model` for one of an engine in `[upstreams]`, or `builtin:echo`.",
+        "`openai:UPSTREAM/model` for one of an engine in `[upstreams]`, `plugin:NAME`, "
+        "`plugin:module:Class` or `plugin:file.py:Class` for a kind of your own, or "
+        "`builtin:echo`.",
     )
     kinds: list[str] = Field(
         default_factory=list, description="What it is for. Empty: what its files say."
@@ -380,6 +382,10 @@ class ModelConfig(Section):
     )
     max_replicas: int | None = Field(
         default=None, ge=1, description="The most replicas that the mesh loads; unset: no limit."
+    )
+
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="What a plugin is told when it is loaded."
     )
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Iterator
 
-from blip.errors import BlipError, ModelNotFound
+from blip.errors import BlipError, ConfigError, ModelNotFound
 from blip.protocol import messages
 from blip_node.footprints import Footprints
 from blip_node.gauge import CONTEXT_BYTES
@@ -28,6 +28,10 @@ OVERHEAD = 0.1
 #: first to touch, and its threads. 31 to 35 MiB were measured with models of a megabyte.
 CPU_BYTES = 32 * 1024 * 1024
 
+#: Most bytes of all schemas of a node's plugins: its advert must fit a control link with room for
+#: everything else.
+MAX_SCHEMA_BYTES = 256 * 1024
+
 #: How long a model whose load failed is left alone, unless its configuration changes.
 RETRY_AFTER = 30.0
 
@@ -42,7 +46,8 @@ class Entry:
         self._footprints = footprints or Footprints()
         self.description = description
         self.kinds = description.kinds
-        self.slots = spec.slots or min((SLOTS.get(kind, 1) for kind in self.kinds), default=1)
+        own = description.slots or min((SLOTS.get(kind, 1) for kind in self.kinds), default=1)
+        self.slots = spec.slots or own
         #: Why it could not be loaded, and until when that is taken as final.
         self.error: BlipError | None = None
         self.retry_at = 0.0
@@ -54,7 +59,8 @@ class Entry:
     @property
     def weightless(self) -> bool:
         """Whether there is no model behind it, and so nothing that takes device memory."""
-        return isinstance(parse_source(self.spec.source, self.spec.name), Fileless)
+        source = parse_source(self.spec.source, self.spec.name)
+        return isinstance(source, Fileless) and not self.description.memory
 
     def memory(self, *, gpu: bool) -> int:
         """Device memory that a replica is expected to take, in bytes: measured, if it ever was."""
@@ -82,7 +88,7 @@ class Entry:
         """What headers and configuration say, 0 if they are not here yet."""
         if not self.description.on_disk:
             return 0
-        cache = 0
+        cache = self.description.memory
         if "chat" in self.kinds or "completion" in self.kinds:
             tokens = cache_tokens(self.slots, self.description.context)
             device = "cuda" if gpu else "cpu"
@@ -174,10 +180,41 @@ class Catalogue:
                 log.warning("%s", error.message)
                 self.rejected[spec.name] = error
                 continue
+            if (clash := self._clash(description)) is not None:
+                log.warning("%s", clash.message)
+                self.rejected[spec.name] = clash
+                continue
             if description.kinds:
                 self._entries[spec.name] = Entry(spec, description, self.footprints)
             else:
                 log.warning("model '%s' is not on disk and has no configured kinds", spec.name)
+
+    @property
+    def kinds(self) -> list[messages.PluginKind]:
+        """The kinds that plugins define, by name."""
+        found = {each.description.plugin for each in self}
+        return sorted(kind for kind in found if kind is not None)
+
+    def _clash(self, new: Description) -> BlipError | None:
+        """Return why a plugin cannot be offered beside those that are."""
+        if new.plugin is None or new.plugin in self.kinds:
+            return None
+        if any(kind.name == new.plugin.name for kind in self.kinds):
+            return ConfigError(
+                f"model '{new.name}': another plugin of this node defines a kind "
+                f"'{new.plugin.name}' that is not the same",
+                param="source",
+            )
+        size = sum(
+            len(kind.input_schema + kind.output_schema) for kind in [*self.kinds, new.plugin]
+        )
+        if size > MAX_SCHEMA_BYTES:
+            return ConfigError(
+                f"model '{new.name}': with this plugin the schemas of the node's kinds take {size} "
+                f"bytes; {MAX_SCHEMA_BYTES} are the most",
+                param="source",
+            )
+        return None
 
     def withdraw(self, name: str, error: BlipError | None = None) -> None:
         """Offer a model no more; with an ``error`` it stays listed, with that as the reason."""

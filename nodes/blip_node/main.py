@@ -38,6 +38,7 @@ from blip_node.footprints import Footprints
 from blip_node.measurements import Store as BenchmarkStore
 from blip_node.models.find import found
 from blip_node.models.spec import ModelSpec, Upstream, parse_source
+from blip_node.plugins.place import announced
 from blip_node.replicas import Place
 from blip_node.supervisor import kill_forkserver
 from blip_node.upstreams.poller import Upstreams
@@ -171,10 +172,13 @@ def _models(config: Config) -> list[ModelSpec]:
             model.pin,
             model.min_replicas,
             model.max_replicas,
+            options=model.options,
         )
         for name, model in config.models.items()
     ]
-    return specs + (found() if config.node.find_models else [])
+    if not config.node.find_models:
+        return specs
+    return [*specs, *(ModelSpec(name, f"plugin:{name}") for name in announced()), *found()]
 
 
 def _node_file(state_dir: Path, name: str, suffix: str) -> Path:

@@ -29,12 +29,13 @@ from blip.errors import (
     WorkerCrashed,
 )
 from blip.kinds import KINDS, Kind, input_from_wire
+from blip.kinds.plugin import plugin_kind
 from blip.lifecycle import die_with_parent, new_event_loop, tune_gc, tune_memory
 from blip.protocol.credit import SendWindow
 from blip_node.arena import Arena
 from blip_node.gauge import Gauge
 from blip_node.models.prepare import prepare
-from blip_node.models.spec import Fileless, ModelSpec, Upstream, parse_source
+from blip_node.models.spec import Fileless, ModelSpec, Plugin, Upstream, parse_source
 from blip_node.pipe import Pipe, Row
 from blip_node.runtimes import runtime_for
 from blip_node.runtimes.base import LoadSpec, Outcome, Runtime
@@ -64,6 +65,8 @@ class Assignment:
     threads: int | None
     speed: float
     context: int | None
+    #: Whether it takes device memory, which is then watched.
+    gauged: bool
 
 
 def main(assignment: Assignment) -> None:
@@ -152,6 +155,8 @@ class Worker:
         self._gauged = 0.0
         self._told = 0
         self._gauging: asyncio.TimerHandle | None = None
+        # what only a plugin knows is its runtime's business
+        self._kinds = {name: KINDS.get(name) or plugin_kind(name) for name in assignment.kinds}
         self._pipe: Pipe
         self._loop: asyncio.AbstractEventLoop
         self._stopped: asyncio.Future[None]
@@ -220,10 +225,16 @@ class Worker:
             speed=todo.speed,
             engine=todo.model.engine,
             remote=source.model if isinstance(source, Upstream) else "",
+            plugin=source.place if isinstance(source, Plugin) else "",
+            options=todo.model.options,
         )
-        runtime = runtime_for(todo.kinds, upstream=isinstance(source, Upstream))()
+        runtime = runtime_for(
+            todo.kinds,
+            upstream=isinstance(source, Upstream),
+            plugin=isinstance(source, Plugin),
+        )()
         # without a model there is nothing to watch, and no need of torch
-        gauge = Gauge(todo.device) if path else None
+        gauge = Gauge(todo.device) if todo.gauged else None
         runtime.load(spec, lambda share: self._report(0.5 + share / 2))
         self._gauge = gauge
         return runtime, spec, gauge.read() if gauge is not None else 0
@@ -258,7 +269,7 @@ class Worker:
             self._stopped.set_result(None)
 
     def _run(self, id: int, kind_name: str, window: int, payload: bytes) -> None:
-        kind = KINDS[kind_name]
+        kind = self._kinds[kind_name]
         try:
             value = input_from_wire(kind, payload)
         except BlipError as error:

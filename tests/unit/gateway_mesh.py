@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import json
 import struct
 import time
 import zlib
@@ -36,6 +37,7 @@ from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput, Step, step_to_wire
+from blip.kinds.plugin import JSON, Piece, PluginInput, Progress, piece_to_wire
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
 from blip.protocol.messages import (
     Advert,
@@ -45,6 +47,7 @@ from blip.protocol.messages import (
     Order,
     Ordered,
     Payload,
+    PluginKind,
     Replica,
     Running,
 )
@@ -180,6 +183,7 @@ class MemoryMesh:
             models=[Model("parrot", ["chat"], context=2048)],
             replicas=[Replica("parrot", "cpu", "ready", 4)],
             running=[Running(b"\0" * 16, 1)],
+            kinds=[WORDCOUNT],
         )
         return [NodeEntry("n1", 7, "büro-1", "h1", ["tcp://[::1]:1"], "ready", advert)]
 
@@ -313,6 +317,31 @@ def endless(interval: float = 0.001) -> Node:
     return node
 
 
+WORDCOUNT = PluginKind(
+    "wordcount",
+    json.dumps(
+        {
+            "type": "object",
+            "properties": {
+                "text": {"type": "string", "pattern": "^(a+)+$"},
+                "most": {"type": "integer", "maximum": 9},
+            },
+            "required": ["text"],
+        }
+    ),
+    units="text",
+    about="Counts words.",
+)
+
+
+async def counter(value: PluginInput) -> Work:
+    """Progress, and the number of words."""
+    asked = json.loads(value.document)
+    yield piece_to_wire(Progress(0.5, "half\nway"))
+    count = len(asked["text"].split())
+    yield Answer(piece_to_wire(Piece(JSON, b'{"words":\n%d}' % count)), {}, 2.0)
+
+
 async def silent(value: Any) -> Work:
     """Think for ever."""
     if await asyncio.Event().wait():
@@ -328,6 +357,7 @@ def mesh() -> MemoryMesh:
             "embedder": embedder,
             "echo": echoer,
             "toy-shapes": painter,
+            "wordcount": counter,
             "endless": endless(),
             "silent": silent,
         }

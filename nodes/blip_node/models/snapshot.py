@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.errors import ConfigError, ModelLoadFailed
+from blip.protocol.messages import PluginKind
 from blip_node.models import gguf, hub, package, pipeline, weights
 from blip_node.models.abilities import OFFSET_POSITIONS, abilities, served
 from blip_node.models.files import positive, read_object
@@ -17,9 +18,11 @@ from blip_node.models.spec import (
     Local,
     ModelSpec,
     Package,
+    Plugin,
     Upstream,
     parse_source,
 )
+from blip_node.plugins.describe import describe_plugin
 
 #: Where configurations keep the length of the context; the first that is there counts.
 _CONTEXT_KEYS = (
@@ -60,6 +63,10 @@ class Description:
     dimensions: int | None = None
     cache_elements: int = 0
     activations: int = 0
+    #: Of a plugin: its kind, how many tasks it runs at once, and the device memory it asks for.
+    plugin: PluginKind | None = None
+    slots: int | None = None
+    memory: int = 0
     #: Whether :func:`~blip_node.models.prepare.prepare` has to convert it first.
     convert: bool = False
 
@@ -102,6 +109,8 @@ def describe(spec: ModelSpec, cache: Path | None = None) -> Description:
             return Description(spec.name, spec.source, spec.kinds or ("echo",))
         case Upstream():  # who offers it has asked its engine: the spec says all that is known
             return Description(spec.name, spec.source, spec.kinds or (), context=spec.context)
+        case Plugin(place):
+            return _describe_plugin(spec, place)
     path = locate(spec, cache)
     if path is None:
         return Description(spec.name, spec.source, spec.kinds or (), on_disk=False)
@@ -189,6 +198,21 @@ def has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
     return bool(read_object(folder / "tokenizer_config.json", missing_ok=True).get("chat_template"))
+
+
+def _describe_plugin(spec: ModelSpec, place: str) -> Description:
+    try:
+        card = describe_plugin(place)
+    except ModelLoadFailed as error:
+        raise ModelLoadFailed(f"model '{spec.name}': {error.message}", hint=error.hint) from None
+    return Description(
+        spec.name,
+        spec.source,
+        (card.kind.name,),
+        plugin=card.kind,
+        slots=card.slots,
+        memory=card.memory,
+    )
 
 
 def _describe_pipeline(spec: ModelSpec, folder: Path) -> Description:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from blip.errors import ConfigError
 from blip.kinds import KINDS
@@ -23,6 +25,8 @@ _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 _DISTRIBUTION = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?")
 #: As the configuration's ``[upstreams.NAME]`` has it; what follows it may be anything.
 _ENGINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: An entry point's name; or a module or a file, and a class in it.
+_PLUGIN = re.compile(r"[A-Za-z0-9][\w.-]*|[^:\x00]+:[A-Za-z_]\w*")
 _SCHEME = re.compile(r"([a-z]+):(.*)", re.DOTALL)
 
 
@@ -64,10 +68,17 @@ class Upstream:
     model: str
 
 
-Source = Local | Hub | Package | Builtin | Upstream
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A kind of somebody's own: see :func:`blip_node.plugins.place.find_class`."""
 
-#: Sources without files: nothing to prepare, and nothing of ours on any device.
-Fileless = Builtin | Upstream
+    place: str
+
+
+Source = Local | Hub | Package | Builtin | Upstream | Plugin
+
+#: Sources without files: nothing to prepare, and, unless a plugin says so, nothing on any device.
+Fileless = Builtin | Upstream | Plugin
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,7 @@ class ModelSpec:
     model's own), ``threads`` torch's CPU threads (None: torch decides), ``keep_alive`` the seconds
     without work until it is unloaded (None: when its room is needed), ``pin`` whether it stays
     even then, ``min_replicas`` and ``max_replicas`` what the whole mesh should load. ``engine`` is
-    who answers for an upstream's model.
+    who answers for an upstream's model, ``options`` are for a plugin.
 
     Raises :class:`~blip.errors.ConfigError` naming the field.
     """
@@ -96,6 +107,7 @@ class ModelSpec:
     min_replicas: int = 0
     max_replicas: int | None = None
     engine: Engine | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > MAX_NAME or re.search(r"[\s\x00-\x1f]", self.name):
@@ -105,10 +117,10 @@ class ModelSpec:
             )
         if self.dtype not in DTYPES:
             raise self._wrong("dtype", f"one of {', '.join(DTYPES)}")
-        for field in ("slots", "context", "threads"):
-            value = getattr(self, field)
+        for name in ("slots", "context", "threads"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise self._wrong(field, "at least 1")
+                raise self._wrong(name, "at least 1")
         if self.kinds is not None and (not self.kinds or not set(self.kinds) <= set(KINDS)):
             raise self._wrong("kinds", f"some of {', '.join(KINDS)}")
         parse_source(self.source, self.name)
@@ -142,11 +154,14 @@ def parse_source(source: str, model: str = "") -> Source:
         engine, _, id = rest.partition("/")
         if _ENGINE.fullmatch(engine) and id:
             return Upstream(engine, id)
+    elif kind == "plugin" and _PLUGIN.fullmatch(rest):
+        return Plugin(rest)
     elif kind == "builtin" and rest == "echo":
         return Builtin(rest)
     raise ConfigError(
         f"model '{model}': source {source!r} is not one that blip knows",
         param="source",
         hint="Write a folder, a .gguf file, hf:org/name[@revision], "
-        "package:distribution[/sub/path], openai:upstream/model or builtin:echo.",
+        "package:distribution[/sub/path], openai:upstream/model, plugin:name, plugin:module:Class, "
+        "plugin:file.py:Class or builtin:echo.",
     )

@@ -20,17 +20,25 @@ RUNTIMES: dict[str, str] = {
 #: The runtime of every kind of an upstream's models.
 UPSTREAM = "blip_node.runtimes.openai:OpenAIRuntime"
 
+#: The runtime of every kind that a plugin defines.
+PLUGIN = "blip_node.runtimes.plugin:PluginRuntime"
 
-def runtime_for(kinds: Iterable[str], *, upstream: bool = False) -> type[Runtime]:
+
+def runtime_for(
+    kinds: Iterable[str], *, upstream: bool = False, plugin: bool = False
+) -> type[Runtime]:
     """Return the runtime class that serves all of a model's kinds. Imports no torch.
 
-    ``upstream`` says that an engine of somebody else's runs the model.
+    ``upstream`` says that an engine of somebody else's runs the model, ``plugin`` that a plugin
+    does.
 
     Raises :class:`~blip.errors.ConfigError` for a kind without a runtime, or for kinds that no
     single runtime serves together.
     """
     if upstream:
         return _runtime(UPSTREAM)
+    if plugin:
+        return _runtime(PLUGIN)
     wanted = sorted(set(kinds))
     unknown = [kind for kind in wanted if kind not in RUNTIMES]
     if unknown or not wanted:

@@ -6,7 +6,7 @@ credit or attempts; they read a :class:`Job` and answer with an :class:`Outcome`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -71,6 +71,9 @@ class LoadSpec:
     #: For a model of an upstream: the engine that answers, and the model's id there.
     engine: Engine | None = None
     remote: str = ""
+    #: Of a plugin: where its class is, and what its configuration says to it.
+    plugin: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Runtime(Protocol):
