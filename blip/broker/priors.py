@@ -32,6 +32,7 @@ BANDWIDTH: dict[str, float] = {
     "embedding": _PASS,
     "rerank": _PASS,
     "classification": _PASS,
+    "moderation": _PASS,
     "image": _PASS,
     "speech": _BOTH,
     "transcription": _BOTH,

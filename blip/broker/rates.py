@@ -54,6 +54,7 @@ DEFAULTS: dict[str, float] = {
     "embedding": 1 / 2000,
     "rerank": 1 / 1000,
     "classification": 1 / 500,
+    "moderation": 1 / 5000,
     "image": 1 / 4,
     "speech": 1 / 5,
     "transcription": 1 / 20,

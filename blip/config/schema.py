@@ -142,6 +142,10 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 
 
+#: A share of one.
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
 class Section(BaseModel):
     """What all sections share: unknown keys are errors, values are strict and cannot change."""
 
@@ -243,6 +247,14 @@ class GatewayConfig(Section):
     brokers: list[Endpoint] = Field(
         default_factory=list,
         description="Brokers to connect to. Empty: those that the store knows, else broker.bind.",
+    )
+    moderation_model: str = Field(
+        default="",
+        description="Model that judges texts where a request to /v1/moderations names none, and "
+        "for policies.",
+    )
+    moderation_image_model: str = Field(
+        default="", description="The same for pictures: an image classifier that moderates."
     )
 
 
@@ -384,6 +396,16 @@ class ModelConfig(Section):
         default=None, ge=1, description="The most replicas that the mesh loads; unset: no limit."
     )
 
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Of a moderation model: the category that each of its labels means, "
+        '`toxic = "harassment"`; "" where it means that nothing is wrong.',
+    )
+    thresholds: dict[str, Share] = Field(
+        default_factory=dict,
+        description="Of a moderation model: the score from which on a category is flagged; 0.5 "
+        "unless named.",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="What a plugin is told when it is loaded."
     )
@@ -441,6 +463,48 @@ class UpstreamConfig(Section):
     )
 
 
+class PolicyConfig(Section):
+    """What the holders of some API keys may ask for; see docs/safety.md."""
+
+    keys: list[str] = Field(
+        default_factory=list,
+        description="Names of the API keys that it is for. Empty: all that no other policy names, "
+        "and requests without a key.",
+    )
+    kinds: list[str] = Field(
+        default_factory=list,
+        description='Kinds of task that they may use, or patterns such as "im*". Empty: all.',
+    )
+    models: list[str] = Field(
+        default_factory=list,
+        description="Models that they may use, or patterns. Empty: all.",
+    )
+    prompts: bool = Field(
+        default=True,
+        description="Have gateway.moderation_model judge what a picture is to be of before it is "
+        "made.",
+    )
+    pictures: bool = Field(
+        default=False,
+        description="Have gateway.moderation_image_model judge pictures that are sent in or made.",
+    )
+    block: list[str] = Field(
+        default_factory=list,
+        description="Categories that are refused. Empty: all that the model flags.",
+    )
+    allow: list[str] = Field(
+        default_factory=list, description="Categories that are not refused, whatever is flagged."
+    )
+    thresholds: dict[str, Share] = Field(
+        default_factory=dict,
+        description="The score from which on a category is refused, in place of the model's own.",
+    )
+    words: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="Words and phrases that what a picture is to be of may not have in it.",
+    )
+
+
 class LogConfig(Section):
     """What the roles write to stderr."""
 
@@ -464,4 +528,5 @@ class Config(Section):
     upstreams: dict[Annotated[str, AfterValidator(_upstream_name)], UpstreamConfig] = Field(
         default_factory=dict
     )
+    policies: dict[str, PolicyConfig] = Field(default_factory=dict)
     log: LogConfig = Field(default_factory=LogConfig)

@@ -16,6 +16,7 @@ from blip.errors import InvalidRequest
 from blip.gateway.events import send_events
 from blip.gateway.exchange import Exchange, News
 from blip.gateway.fields import Ignored, Refused, Request
+from blip.gateway.guard import admit, release
 from blip.gateway.mesh import Answer
 from blip.gateway.text import quote
 from blip.kinds.image import IMAGE, MAX_SIDE, MAX_STEPS, MIN_SIDE, ImageInput, step_from_wire
@@ -220,10 +221,14 @@ async def paint(
     exchange: Exchange, body: PaintRequest, tasks: list[ImageInput], what: str
 ) -> web.StreamResponse:
     """Run the tasks and answer with their pictures; ``what`` names the events of a stream."""
+    first = tasks[0]
+    files = {"image": first.image, "mask": first.mask}
+    await admit(exchange, {"prompt": first.prompt}, files, streams=bool(body.stream))
     exchange.start(IMAGE, body.model, tasks)
     if body.stream:
         return await send_events(exchange, _Events(body, tasks, what).render)
     answers = [result.answer for result in await exchange.results()]
+    await release(exchange, [answer.payload for answer in answers])
     # written by hand: a picture has megabytes, and base64 needs no escaping
     data = ",".join(
         f'{{"b64_json":"{_base64(answer.payload)}","seed":{task.seed}}}'

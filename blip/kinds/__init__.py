@@ -13,8 +13,11 @@ from blip.kinds.completion import COMPLETION
 from blip.kinds.echo import ECHO
 from blip.kinds.embedding import EMBEDDING
 from blip.kinds.image import IMAGE
+from blip.kinds.moderation import MODERATION
 
 #: Every built-in kind by name.
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (CHAT, COMPLETION, EMBEDDING, IMAGE, ECHO)}
+KINDS: dict[str, Kind] = {
+    kind.name: kind for kind in (CHAT, COMPLETION, EMBEDDING, IMAGE, MODERATION, ECHO)
+}
 
 __all__ = ["KINDS", "Kind", "TaskInput", "input_from_wire", "input_to_wire"]

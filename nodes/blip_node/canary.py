@@ -18,6 +18,7 @@ from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput
+from blip.kinds.moderation import ModerationInput, verdicts_from_wire
 from blip.kinds.pictures import read_header
 from blip.kinds.text import Delta, Finish, delta_from_wire, finish_from_wire
 from blip.protocol.messages import TASK_ID_BYTES, Submit
@@ -60,6 +61,14 @@ def _check_picture(parts: list[bytes], end: bytes) -> str:
     return "" if read_header(end) is not None else "its answer is no picture"
 
 
+def _check_verdict(parts: list[bytes], end: bytes) -> str:
+    try:
+        verdicts_from_wire(end, 1)
+    except (ValueError, TypeError) as error:
+        return f"its answer cannot be read ({error})"
+    return ""
+
+
 def _check_echo(parts: list[bytes], end: bytes) -> str:
     return "" if end == _ASKED.encode() else "its answer is not what was sent"
 
@@ -87,6 +96,7 @@ QUESTIONS: dict[str, Question] = {
     ),
     "embedding": Question(EmbeddingInput(texts=[_ASKED]), _check_vector),
     "image": Question(ImageInput(prompt="1, 2, 3", steps=2, seed=0), _check_picture),
+    "moderation": Question(ModerationInput(texts=[_ASKED]), _check_verdict),
     "echo": Question(EchoInput(text=_ASKED), _check_echo),
 }
 
@@ -96,6 +106,8 @@ def _able(entries: Iterable[Entry], now: float) -> Iterator[tuple[Entry, str]]:
         if entry.spec.engine is not None:
             continue  # an engine's answer says nothing about our device
         if entry.error is None or now >= entry.retry_at:
+            if entry.description.architecture.endswith("ForImageClassification"):
+                continue  # the question to one that moderates is a text
             yield from ((entry, kind) for kind in QUESTIONS if kind in entry.kinds)
 
 

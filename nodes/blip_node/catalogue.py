@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 
 #: Tasks that a replica runs at once where nothing is configured, by kind. Text is batched: a pass
 #: for 32 rows takes little longer than for one, until their attention costs what the weights do;
-#: an embedding batches what it has; images are painted one by one; an echo waits.
-SLOTS = {"chat": 32, "completion": 32, "embedding": 16, "image": 1, "echo": 256}
+#: an embedding batches what it has; images are painted one by one, and texts are judged so: more
+#: slots only spare the way to the next; an echo waits.
+SLOTS = {"chat": 32, "completion": 32, "embedding": 16, "image": 1, "moderation": 8, "echo": 256}
 
 #: What a replica takes besides its weights, as a share of them (activations, allocator slack).
 OVERHEAD = 0.1

@@ -173,6 +173,8 @@ def _models(config: Config) -> list[ModelSpec]:
             model.min_replicas,
             model.max_replicas,
             options=model.options,
+            labels=model.labels,
+            thresholds=model.thresholds,
         )
         for name, model in config.models.items()
     ]

@@ -227,6 +227,8 @@ class Worker:
             remote=source.model if isinstance(source, Upstream) else "",
             plugin=source.place if isinstance(source, Plugin) else "",
             options=todo.model.options,
+            labels=todo.model.labels,
+            thresholds=todo.model.thresholds,
         )
         runtime = runtime_for(
             todo.kinds,

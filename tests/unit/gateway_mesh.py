@@ -37,6 +37,7 @@ from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput, Step, step_to_wire
+from blip.kinds.moderation import ModerationInput, Verdict, verdicts_to_wire
 from blip.kinds.plugin import JSON, Piece, PluginInput, Progress, piece_to_wire
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
 from blip.protocol.messages import (
@@ -342,6 +343,19 @@ async def counter(value: PluginInput) -> Work:
     yield Answer(piece_to_wire(Piece(JSON, b'{"words":\n%d}' % count)), {}, 2.0)
 
 
+async def guard(value: ModerationInput) -> Work:
+    """Flag texts by a word, and pictures by their first byte that says red."""
+    verdicts = [{"violence": 0.9 if "grumph" in text else 0.1} for text in value.texts]
+    verdicts += [{"violence": 0.8 if png(8, 8, 250) == file else 0.2} for file in value.images]
+    yield Answer(
+        verdicts_to_wire(
+            [Verdict(each, [name for name in each if each[name] > 0.5]) for each in verdicts]
+        ),
+        {"prompt_tokens": 3},
+        1.0,
+    )
+
+
 async def silent(value: Any) -> Work:
     """Think for ever."""
     if await asyncio.Event().wait():
@@ -358,6 +372,7 @@ def mesh() -> MemoryMesh:
             "echo": echoer,
             "toy-shapes": painter,
             "wordcount": counter,
+            "guard": guard,
             "endless": endless(),
             "silent": silent,
         }

@@ -108,7 +108,7 @@ async def test_what_is_refused(http: aiohttp.ClientSession, backend: MemoryMesh)
         ({"model": "nobody"}, "model_not_found", "model", "nobody"),
         ({"model": None}, "model_not_found", "model", "No node serves a model"),
     ):
-        _, answer = await post(http, **fields)  # type: ignore[arg-type]
+        _, answer = await post(http, **fields)
         error = answer["error"]
         assert (error["code"], error["param"]) == (code, param)
         assert says in error["message"]

@@ -52,8 +52,27 @@ HEADS: tuple[Head, ...] = (
 )
 
 
-def abilities(architecture: str, model_type: str) -> tuple[str, ...]:
-    """Return the kinds that a model can serve; none if blip has no runtime for it."""
+#: What is served only where the configuration asks for it: what a classifier's labels mean stands
+#: nowhere in its files.
+ON_REQUEST: tuple[Head, ...] = (
+    Head(
+        ("ForSequenceClassification", "ForImageClassification"),
+        ("moderation",),
+        "classifiers, with kinds = ['moderation']",
+    ),
+)
+
+
+def abilities(
+    architecture: str, model_type: str, asked: tuple[str, ...] | None = None
+) -> tuple[str, ...]:
+    """Return the kinds that a model can serve; none if blip has no runtime for it.
+
+    ``asked`` are the kinds that its configuration names.
+    """
+    for head in ON_REQUEST:
+        if asked == head.kinds and architecture.endswith(head.names):
+            return head.kinds
     for head in HEADS:
         if architecture.endswith(head.names) and (not head.types or model_type in head.types):
             return head.kinds
@@ -62,6 +81,6 @@ def abilities(architecture: str, model_type: str) -> tuple[str, ...]:
 
 def served() -> str:
     """Return what blip runs, for errors: ``causal language models (chat, completion), ...``."""
-    rows = {head.words: head.kinds for head in HEADS}
+    rows = {head.words: head.kinds for head in (*HEADS, *ON_REQUEST)}
     said = [f"{words} ({', '.join(kinds)})" for words, kinds in rows.items()]
     return ", ".join(said)

@@ -239,7 +239,7 @@ def _describe(spec: ModelSpec, folder: Path) -> Description:
     if (folder / "modules.json").is_file():
         able: tuple[str, ...] = ("embedding",)
     else:
-        able = abilities(architecture, model_type)
+        able = abilities(architecture, model_type, spec.kinds)
     if "completion" in able and not has_chat_template(folder):
         able = tuple(kind for kind in able if kind != "chat")
     embeds = able == ("embedding",)

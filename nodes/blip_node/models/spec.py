@@ -90,7 +90,8 @@ class ModelSpec:
     model's own), ``threads`` torch's CPU threads (None: torch decides), ``keep_alive`` the seconds
     without work until it is unloaded (None: when its room is needed), ``pin`` whether it stays
     even then, ``min_replicas`` and ``max_replicas`` what the whole mesh should load. ``engine`` is
-    who answers for an upstream's model, ``options`` are for a plugin.
+    who answers for an upstream's model, ``options`` are for a plugin,
+    ``labels`` and ``thresholds`` for moderation.
 
     Raises :class:`~blip.errors.ConfigError` naming the field.
     """
@@ -108,6 +109,8 @@ class ModelSpec:
     max_replicas: int | None = None
     engine: Engine | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > MAX_NAME or re.search(r"[\s\x00-\x1f]", self.name):

@@ -14,6 +14,7 @@ RUNTIMES: dict[str, str] = {
     "completion": "blip_node.runtimes.text:TextRuntime",
     "embedding": "blip_node.runtimes.embedding:EmbeddingRuntime",
     "image": "blip_node.runtimes.image:ImageRuntime",
+    "moderation": "blip_node.runtimes.moderation:ModerationRuntime",
     "echo": "blip_node.runtimes.echo:EchoRuntime",
 }
 

@@ -71,6 +71,10 @@ class LoadSpec:
     #: For a model of an upstream: the engine that answers, and the model's id there.
     engine: Engine | None = None
     remote: str = ""
+    #: Of a moderation model: which category each of its labels is, "" for none, and from which
+    #: score on a category is flagged.
+    labels: Mapping[str, str] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     #: Of a plugin: where its class is, and what its configuration says to it.
     plugin: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)

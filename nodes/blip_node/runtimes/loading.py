@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,40 @@ _UNUSED = ("pooler.",)
 
 
 def load_pretrained(
-    spec: LoadSpec, auto_class: str, report: Callable[[float], None]
+    spec: LoadSpec,
+    auto_class: str,
+    report: Callable[[float], None],
+    *,
+    unused: Sequence[str] = _UNUSED,
 ) -> tuple[Any, Any]:
-    """Load a snapshot's model, by the name of a transformers ``Auto`` class, and its tokenizer.
+    """Load a snapshot's model, as :func:`load_model` does, and its tokenizer."""
+    import transformers
 
-    The model is on ``spec.device`` in ``spec.dtype``, in evaluation mode. Only safetensors on
-    this disk are read and none of the snapshot's code is run. Raises
-    :class:`~blip.errors.ModelLoadFailed` with the reason, or ``NoCapacity`` when it does not fit.
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            Path(spec.path), local_files_only=True, trust_remote_code=False
+        )
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise ModelLoadFailed("its tokenizer has no tokenizer.json form, which blip needs")
+    except Exception as error:
+        raise load_failure(spec, error) from error
+    report(0.1)
+    return load_model(spec, auto_class, report, unused=unused), tokenizer
+
+
+def load_model(
+    spec: LoadSpec,
+    auto_class: str,
+    report: Callable[[float], None],
+    *,
+    unused: Sequence[str] = _UNUSED,
+) -> Any:
+    """Load a snapshot's model, by the name of a transformers ``Auto`` class.
+
+    It is on ``spec.device`` in ``spec.dtype``, in evaluation mode. Only safetensors on this disk
+    are read and none of the snapshot's code is run. ``unused`` are parts of the names of weights
+    that may be missing. Raises :class:`~blip.errors.ModelLoadFailed` with the reason, or
+    ``NoCapacity`` when it does not fit.
     """
     import torch
     import transformers
@@ -34,10 +61,6 @@ def load_pretrained(
     trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         stored = weights.main_dtype(weights.total_counts(weights.shards(folder)))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **trusted)
-        if getattr(tokenizer, "backend_tokenizer", None) is None:
-            raise ModelLoadFailed("its tokenizer has no tokenizer.json form, which blip needs")
-        report(0.1)
         if not spec.device.startswith("cpu"):
             trusted["device_map"] = spec.device  # straight to the device, not through CPU memory
         model, info = getattr(transformers, auto_class).from_pretrained(
@@ -49,7 +72,7 @@ def load_pretrained(
         )
     except Exception as error:
         raise load_failure(spec, error) from error
-    missing = sorted(k for k in info["missing_keys"] if not any(u in k for u in _UNUSED))
+    missing = sorted(k for k in info["missing_keys"] if not any(u in k for u in unused))
     if missing:
         # transformers would go on with random numbers in their place
         raise ModelLoadFailed(
@@ -57,7 +80,7 @@ def load_pretrained(
             f"{type(model).__name__} needs ({missing[0]}, ...)"
         )
     report(0.9)
-    return model.eval(), tokenizer
+    return model.eval()
 
 
 def load_failure(spec: LoadSpec, error: Exception) -> BlipError:

@@ -12,7 +12,7 @@ import math
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 from typing import Any, ClassVar
 
 import pydantic
@@ -136,11 +136,13 @@ class PluginRuntime:
             lane.look(job)
             if not job.writable:
                 waiting = asyncio.run_coroutine_threadsafe(job.drained(), loop)
-                while not waiting.done():
-                    try:
-                        waiting.result(_LOOK)
-                    except TimeoutError:
+                try:
+                    while not waiting.done():
+                        with suppress(TimeoutError):
+                            waiting.result(_LOOK)
                         lane.look(job)
+                finally:
+                    waiting.cancel()
                 lane.look(job)
             job.emit(piece_to_wire(self._piece(part)))
         lane.look(job)
