@@ -20,6 +20,7 @@ from blip.client.answers import (
 from blip.client.connection import DEFAULT_URL
 from blip.client.kinds import TaskAnswer
 from blip.client.operations import Progress
+from blip.client.safety import Verdict
 from blip.client.stream import TextStream
 from blip.client.sync import Blip, SyncTextStream
 from blip.client.text import Messages
@@ -41,4 +42,5 @@ __all__ = [
     "TaskAnswer",
     "TextAnswer",
     "TextStream",
+    "Verdict",
 ]

@@ -7,10 +7,19 @@ from blip.client.images import ImageClient
 from blip.client.kinds import KindsClient
 from blip.client.mesh import MeshClient
 from blip.client.operations import OperationsClient
+from blip.client.safety import SafetyClient
 from blip.client.text import TextClient
 
 
-class AsyncBlip(MeshClient, TextClient, ImageClient, KindsClient, EchoClient, OperationsClient):
+class AsyncBlip(
+    MeshClient,
+    TextClient,
+    ImageClient,
+    SafetyClient,
+    KindsClient,
+    EchoClient,
+    OperationsClient,
+):
     """A gateway's clients' side. Use it as a context manager, or ``close()`` it.
 
     ``url`` and ``api_key`` default to ``$BLIP_URL`` (else this machine's gateway) and

@@ -18,6 +18,7 @@ from blip.client.answers import (
     TextAnswer,
 )
 from blip.client.kinds import TaskAnswer
+from blip.client.safety import Verdict
 from blip.client.stream import TextStream
 from blip.client.text import Messages
 
@@ -109,6 +110,10 @@ class Blip:
     def image(self, model: str, prompt: str = "", **options: Any) -> ImageAnswer:
         """Paint pictures; see :meth:`blip.client.AsyncBlip.image` for the options."""
         return self._wait(self._client.image(model, prompt, **options))
+
+    def moderate(self, texts: str | Sequence[str] = (), **options: Any) -> list[Verdict]:
+        """Return a verdict on each text; options as :meth:`AsyncBlip.moderate`'s."""
+        return self._wait(self._client.moderate(texts, **options))
 
     def kinds(self) -> list[dict[str, Any]]:
         """Return every kind of task, with its schemas, models and nodes."""

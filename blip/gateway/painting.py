@@ -221,9 +221,9 @@ async def paint(
     exchange: Exchange, body: PaintRequest, tasks: list[ImageInput], what: str
 ) -> web.StreamResponse:
     """Run the tasks and answer with their pictures; ``what`` names the events of a stream."""
-    first = tasks[0]
-    files = {"image": first.image, "mask": first.mask}
-    await admit(exchange, {"prompt": first.prompt}, files, streams=bool(body.stream))
+    asked = tasks[0]  # the others differ in their seeds only
+    texts, pictures = {"prompt": asked.prompt}, {"image": asked.image}
+    await admit(exchange, texts, pictures, streams=bool(body.stream))
     exchange.start(IMAGE, body.model, tasks)
     if body.stream:
         return await send_events(exchange, _Events(body, tasks, what).render)

@@ -6,8 +6,6 @@ the gateway, which holds the input against the plugin's JSON schema.
 
 from __future__ import annotations
 
-import json
-from functools import partial
 from typing import Any, NamedTuple
 
 import msgpack
@@ -31,9 +29,9 @@ class PluginInput(TaskInput):
     document: str
 
 
-def plugin_kind(name: str, units: str = "") -> Kind:
-    """Return a plugin's kind; ``units`` is as in :func:`measure`."""
-    return Kind(name, PluginInput, partial(_units, field=units))
+def plugin_kind(name: str) -> Kind:
+    """Return a plugin's kind for the node, where its runtime says how much work a task was."""
+    return Kind(name, PluginInput, lambda value: 1.0)
 
 
 def measure(value: Any, field: str) -> float:
@@ -45,10 +43,6 @@ def measure(value: Any, field: str) -> float:
     if isinstance(found, int | float) and not isinstance(found, bool):
         return min(max(float(found), 0.0), 1e12) or 1.0
     return float(len(found)) or 1.0 if isinstance(found, str | list | dict) else 1.0
-
-
-def _units(value: PluginInput, field: str) -> float:
-    return measure(json.loads(value.document), field) if field else 1.0
 
 
 class Piece(NamedTuple):

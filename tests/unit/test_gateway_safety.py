@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
 import hashlib
+import json
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgpack
 import pytest
 
+from blip.cli import main
+from blip.client import Blip
+from blip.client import safety as client_safety
 from blip.config import load
 from blip.errors import ConfigError, NoNode, NotPermitted, Unavailable, WorkerCrashed
 from blip.gateway.mesh import Answer
 from blip.gateway.policy import Policies, Policy
+from blip.gateway.server import _policies
 from blip.gateway.settings import GatewaySettings
 from blip.kinds.moderation import MODERATION, ModerationInput, Verdict, verdicts_from_wire
 from tests.unit.gateway_mesh import MemoryMesh, Work, mesh, png, served
@@ -114,8 +123,6 @@ async def test_what_moderations_refuse() -> None:
 
 
 def _data(file: bytes) -> str:
-    import base64
-
     return "data:image/png;base64," + base64.b64encode(file).decode()
 
 
@@ -297,8 +304,6 @@ def test_a_policy_that_cannot_be_kept(policy: Policy, says: str) -> None:
 
 
 def test_policies_in_a_file(tmp_path: Any) -> None:
-    from blip.gateway.server import _policies
-
     file = tmp_path / "blip.toml"
     file.write_text(
         '[policies.classroom]\nkeys = ["school"]\nblock = ["violence"]\nwords = ["teapot"]\n'
@@ -320,6 +325,52 @@ def test_policies_in_a_file(tmp_path: Any) -> None:
         load(file, env={})
     with pytest.raises(ConfigError, match="policies"):
         load(None, env={"BLIP_POLICIES": "[]"}, search=False)
+
+
+def test_what_the_page_configures(tmp_path: Any) -> None:
+    page = Path(__file__).parents[2] / "docs" / "safety.md"
+    first, toy, policies = re.findall(r"^```toml\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+    file = tmp_path / "blip.toml"
+    file.write_text(f"{first}api_keys = {{ pupils = '{KEYS['school']}' }}\n{policies}")
+    config = load(file, env={}).config
+    GatewaySettings(
+        api_keys=config.gateway.api_keys,
+        moderation_model=config.gateway.moderation_model,
+        moderation_image_model=config.gateway.moderation_image_model,
+        policies=_policies(config),
+    )
+    file.write_text(toy)
+    assert load(file, env={}).config.models["guard"].labels["grim"] == "violence"
+
+
+# --- SDK and command line --------------------------------------------------------------------
+
+
+async def test_asking_for_verdicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    red = tmp_path / "red.png"
+    red.write_bytes(png(8, 8, 250))
+    told = GatewaySettings(moderation_model="guard", moderation_image_model="guard")
+    async with served(mesh(), told) as url:
+
+        def ask() -> list[client_safety.Verdict]:
+            with Blip(url) as client:
+                return client.moderate(["a grumph", "a word"])
+
+        first, second = await asyncio.to_thread(ask)
+        assert (first.flagged, first.categories) == (True, ("violence",))
+        assert (second.flagged, second.scores) == (False, {"violence": 0.1})
+        words = ["moderate", "a grumph", "a " * 60, "--model", "guard", "--url", url]
+        assert await asyncio.to_thread(main, words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].split() == ["a", "grumph", "violence", "violence", "0.900"]
+        assert "nothing" in lines[2]
+        words = ["moderate", "a word", "--image", str(red), "--json", "--url", url]
+        assert await asyncio.to_thread(main, words) == 0
+        [verdict] = json.loads(capsys.readouterr().out)
+        assert verdict["categories"] == ["violence"]
+        assert await asyncio.to_thread(main, ["moderate", "--url", url]) == 1
+        assert "nothing to judge" in capsys.readouterr().err
+        assert await asyncio.to_thread(main, ["moderate", "--image", "no.png", "--url", url]) == 1
 
 
 def test_units_count_pictures() -> None:

@@ -143,7 +143,7 @@ class Unready(Plugin):
 
 def job_of(plugin: type[Plugin], **fields: Any) -> RecordingJob:
     job = RecordingJob("echo")
-    job.kind = plugin_kind(plugin.kind, plugin.units)
+    job.kind = plugin_kind(plugin.kind)
     job.input = PluginInput(document=json.dumps({"text": "abc", **fields}))
     return job
 

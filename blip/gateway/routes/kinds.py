@@ -22,8 +22,8 @@ from blip.gateway.offers import Offer, offers
 from blip.gateway.routes.failures import TASK_FAILURES
 from blip.gateway.schemas import complaint
 from blip.gateway.text import quote
-from blip.kinds import KINDS
-from blip.kinds.plugin import JSON, Piece, PluginInput, Progress, piece_from_wire, plugin_kind
+from blip.kinds import KINDS, Kind
+from blip.kinds.plugin import JSON, Piece, PluginInput, Progress, measure, piece_from_wire
 from blip.protocol.messages import Payload
 
 #: From this many letters on an input is checked in a thread, so that other requests go on.
@@ -126,7 +126,8 @@ async def create(exchange: Exchange, body: TaskRequest) -> web.StreamResponse:
         await asyncio.to_thread(_check, mine, body.input)
     else:
         _check(mine, body.input)
-    kind = plugin_kind(body.kind, mine[0].kind.units)
+    units = measure(body.input, mine[0].kind.units)
+    kind = Kind(body.kind, PluginInput, lambda value: units)
     exchange.start(kind, model, [PluginInput(document=document)])
     if body.stream:
         return await send_events(exchange, _Events().render)

@@ -194,7 +194,8 @@ class PluginRuntime:
             raise told from None
 
     def _outcome(self, job: Job, made: Any = ...) -> Outcome:
-        units = measure(json.loads(job.input.document), self._plugin.units)
+        field = self._plugin.units
+        units = measure(json.loads(job.input.document), field) if field else 1.0
         if made is ...:
             return Outcome(units=units)
         return Outcome(piece_to_wire(self._piece(made)), units=units)
