@@ -305,7 +305,8 @@ class NodeConfig(Section):
     )
     find_models: bool = Field(
         default=True,
-        description="Offer the models found in the Hugging Face cache of this machine.",
+        description="Offer the models found in the Hugging Face cache of this machine, and the "
+        "plugins of installed packages.",
     )
     downloads: bool = Field(
         default=False, description="Allow this node to download models that are not on its disk."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from blip.gateway.mesh import Answer
 from blip.gateway.offers import offers
+from blip.gateway.routes import kinds
 from blip.gateway.schemas import complaint
 from blip.kinds.plugin import Piece, Progress, measure, piece_from_wire, piece_to_wire
 from blip.protocol.messages import Advert, Model, NodeEntry, PluginKind
@@ -95,6 +97,22 @@ async def test_bytes(http: aiohttp.ClientSession, backend: MemoryMesh) -> None:
     backend.nodes_by_model["wordcount"] = garbled
     status, answer = await post(http)
     assert (status, answer["error"]["code"]) == (500, "runtime_failed")
+
+
+async def endless(value: Any) -> Work:
+    while True:
+        yield piece_to_wire(Piece("text/plain", b"x" * 1000))
+        await asyncio.sleep(0)
+
+
+async def test_an_answer_without_an_end(
+    http: aiohttp.ClientSession, backend: MemoryMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds, "MAX_ANSWER_BYTES", 20_000)
+    backend.nodes_by_model["wordcount"] = endless
+    status, answer = await post(http)
+    assert (status, answer["error"]["param"]) == (400, "stream")
+    assert backend.calls[-1].cancelled
 
 
 async def test_what_is_refused(http: aiohttp.ClientSession, backend: MemoryMesh) -> None:

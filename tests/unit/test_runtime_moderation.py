@@ -33,6 +33,16 @@ from tests.models.random_models import HERE
 from tests.unit.gateway_mesh import png
 
 GUARD = HERE / "tiny-guard"
+_SMALL: dict[str, Any] = {
+    "vocab_size": 448,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": None,
+}
 LABELS = {"fine": "", "mean": "harassment", "grim": "violence"}
 
 
@@ -129,6 +139,25 @@ async def test_independent_labels(tmp_path: Path) -> None:
     runtime = load(folder, {"fine": "", "mean": "hate", "grim": "hate"})
     fine, mean = await judge(runtime, "a kind word", "you blorg")
     assert fine.scores["hate"] < 0.5 < mean.scores["hate"]
+    runtime.close()
+
+
+async def test_a_model_without_padding(tmp_path: Path) -> None:
+    """A decoder with a head, as many guards are; its answers are noise, but the same noise."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**_SMALL, num_labels=2, problem_type=None)
+    transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(HERE / "tiny-chat")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    runtime = load(tmp_path, {"LABEL_0": "", "LABEL_1": "hate"})
+    long, short = await judge(runtime, "The capital of Japan is Tokyo.", "Tokyo")
+    assert (await judge(runtime, "Tokyo"))[0] == short != long
+    with pytest.raises(InvalidRequest, match="no tokens"):
+        await judge(runtime, "")
     runtime.close()
 
 

@@ -7,6 +7,7 @@ import base64
 import difflib
 import functools
 import json
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
@@ -28,6 +29,10 @@ from blip.protocol.messages import Payload
 
 #: From this many letters on an input is checked in a thread, so that other requests go on.
 _LARGE = 64 * 1024
+
+
+#: Most bytes of all parts of an answer that is not streamed: the gateway holds them.
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
 
 
 class TaskRequest(Request):
@@ -131,7 +136,7 @@ async def create(exchange: Exchange, body: TaskRequest) -> web.StreamResponse:
     exchange.start(kind, model, [PluginInput(document=document)])
     if body.stream:
         return await send_events(exchange, _Events().render)
-    ((parts, answer),) = await exchange.results()
+    parts, answer = await _collect(exchange)
     if answer.payload:
         whole = _piece(answer.payload)
         assert isinstance(whole, Piece)
@@ -143,6 +148,26 @@ async def create(exchange: Exchange, body: TaskRequest) -> web.StreamResponse:
     if len(kinds) == 1 and kinds != {JSON}:
         return _bytes(pieces[0].media, b"".join(piece.body for piece in pieces))
     return _json(exchange, f"[{','.join(map(_as_json, pieces))}]", answer)
+
+
+async def _collect(exchange: Exchange) -> tuple[list[Payload], Answer]:
+    """Wait for the end; return the parts that came before. A plugin may not know when to stop."""
+    parts: list[Payload] = []
+    size = 0
+    async with aclosing(exchange.news()) as news:
+        async for batch in news:
+            for _, item in batch:
+                if isinstance(item, Answer):
+                    return parts, item
+                parts.append(item)
+                size += len(item)
+            if size > MAX_ANSWER_BYTES:
+                raise InvalidRequest(
+                    f"The answer has more than {MAX_ANSWER_BYTES} bytes, the most at once.",
+                    hint="Set 'stream': true.",
+                    param="stream",
+                )
+    raise RuntimeFailed("The node's answer has no end.")
 
 
 def _versions(exchange: Exchange, name: str) -> list[Offer]:

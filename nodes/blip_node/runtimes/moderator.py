@@ -146,9 +146,14 @@ class Moderator:
         return pieces
 
     def _read(self, pieces: list[list[int]]) -> list[list[float]]:
-        padded = self._tokenizer.pad({"input_ids": pieces}, return_tensors="pt").to(self._device)
+        if self._tokenizer.pad_token is None and len(pieces) > 1:
+            # nothing to fill the shorter ones up with: each by itself
+            return [row for piece in pieces for row in self._read([piece])]
+        padded = self._tokenizer.pad(
+            {"input_ids": pieces}, padding=len(pieces) > 1, return_tensors="pt"
+        )
         with torch.inference_mode():
-            return self._chances(self._model(**padded).logits)
+            return self._chances(self._model(**padded.to(self._device)).logits)
 
     def _see(self, pictures: list[Image.Image]) -> list[list[float]]:
         pixels = self._processor(pictures, return_tensors="pt").to(self._device, self._model.dtype)
