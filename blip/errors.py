@@ -4,8 +4,10 @@
     ├── InvalidRequest            400  invalid_request
     │   ├── UnsupportedField      400  unsupported_field
     │   ├── ContextTooLong        400  context_length_exceeded
+    │   ├── PolicyViolation       400  content_policy_violation
     │   └── Unsatisfiable         422  unsatisfiable
     ├── Unauthorized              401  invalid_api_key
+    ├── NotPermitted              403  not_permitted
     ├── NotFound                  404  not_found
     │   └── ModelNotFound         404  model_not_found
     ├── PayloadTooLarge           413  payload_too_large
@@ -104,6 +106,12 @@ class ContextTooLong(InvalidRequest):
     default_hint = "Shorten the prompt or lower max_tokens."
 
 
+class PolicyViolation(InvalidRequest):
+    """What the gateway's policy for this API key does not let through; the message says what."""
+
+    code = "content_policy_violation"
+
+
 class Unsatisfiable(InvalidRequest):
     """No node of the mesh is what the task requires its device to be."""
 
@@ -119,6 +127,15 @@ class Unauthorized(BlipError):
     status = 401
     openai_type = "authentication_error"
     default_hint = "Send 'Authorization: Bearer <key>'; `blip key new` makes one."
+
+
+class NotPermitted(BlipError):
+    """This API key may not use that model or that kind of task."""
+
+    code = "not_permitted"
+    status = 403
+    openai_type = "permission_error"
+    default_hint = "The gateway's operator decides what a key is for, in [policies]."
 
 
 class NotFound(BlipError):

@@ -38,6 +38,8 @@ BANDWIDTH: dict[str, float] = {
     "feature-extraction": _PASS,
     "question-answering": _PASS,
     "text2text-generation": _TOKENS,
+    "classification": _PASS,
+    "moderation": _PASS,
     "image": _PASS,
     "detection": _PASS,
     "image-classification": _PASS,

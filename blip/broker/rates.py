@@ -60,6 +60,8 @@ DEFAULTS: dict[str, float] = {
     "feature-extraction": 1 / 1000,
     "question-answering": 1 / 1000,
     "text2text-generation": 1 / 100,
+    "classification": 1 / 500,
+    "moderation": 1 / 5000,
     "image": 1 / 4,
     "speech": 1 / 75,
     # Pictures: a pass of an encoder of 100 to 300 million weights, and what is made of it.

@@ -422,7 +422,8 @@ def _weight(advert: Advert) -> int:
     parts = len(advert.devices) + len(advert.models) + len(advert.replicas)
     names = sum(len(model.name) + len(model.error) for model in advert.models)
     names += sum(len(replica.model) + len(replica.error) for replica in advert.replicas)
-    return 512 + 128 * parts + 4 * names
+    schemas = sum(len(kind.input_schema) + len(kind.output_schema) + 512 for kind in advert.kinds)
+    return 512 + 128 * parts + 4 * names + schemas
 
 
 def _matters(old: Advert, new: Advert) -> bool:
@@ -431,6 +432,7 @@ def _matters(old: Advert, new: Advert) -> bool:
         old.draining != new.draining
         or len(old.devices) != len(new.devices)
         or any(_device_matters(a, b) for a, b in zip(old.devices, new.devices, strict=True))
+        or old.kinds != new.kinds
         or (old.models != new.models and _models(old.models) != _models(new.models))
         or (old.replicas != new.replicas and _replicas(old.replicas) != _replicas(new.replicas))
     )

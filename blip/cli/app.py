@@ -15,6 +15,8 @@ from blip.cli.verbs import (  # noqa: F401
     pipelines,
     video,
     upscale,
+    safety,
+    kinds,
     look,
     operate,
     settings,

@@ -18,8 +18,10 @@ from blip.client.answers import (
     TextAnswer,
 )
 from blip.client.connection import DEFAULT_URL
+from blip.client.kinds import TaskAnswer
 from blip.client.operations import Progress
 from blip.client.pipelines import PipelineAnswer, Ranked, RerankAnswer
+from blip.client.safety import Verdict
 from blip.client.speech import SpeechAnswer, SpeechStream
 from blip.client.stream import TextStream
 from blip.client.sync import Blip, SyncSpeechStream, SyncTextStream
@@ -63,9 +65,11 @@ __all__ = [
     "SpeechStream",
     "SyncSpeechStream",
     "SyncTextStream",
+    "TaskAnswer",
     "TextAnswer",
     "TextStream",
     "UpscaleAnswer",
+    "Verdict",
     "VideoAnswer",
     "VideoProgress",
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from blip.client.echo import EchoClient
 from blip.client.images import ImageClient
+from blip.client.kinds import KindsClient
 from blip.client.mesh import MeshClient
 from blip.client.operations import OperationsClient
 from blip.client.pipelines import PipelineClient
+from blip.client.safety import SafetyClient
 from blip.client.speech import SpeechClient
 from blip.client.text import TextClient
 from blip.client.upscale import UpscaleClient
@@ -23,6 +25,8 @@ class AsyncBlip(
     PipelineClient,
     UpscaleClient,
     VideoClient,
+    SafetyClient,
+    KindsClient,
     EchoClient,
     OperationsClient,
 ):

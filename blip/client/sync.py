@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -17,7 +17,9 @@ from blip.client.answers import (
     Origin,
     TextAnswer,
 )
+from blip.client.kinds import TaskAnswer
 from blip.client.pipelines import PipelineAnswer, RerankAnswer
+from blip.client.safety import Verdict
 from blip.client.speech import SpeechAnswer, SpeechStream
 from blip.client.stream import TextStream
 from blip.client.text import Messages
@@ -185,6 +187,29 @@ class Blip:
         """Clean a picture, which keeps its size."""
         return self._wait(self._client.enhance(model, image, **options))
 
+    def moderate(self, texts: str | Sequence[str] = (), **options: Any) -> list[Verdict]:
+        """Return a verdict on each text; options as :meth:`AsyncBlip.moderate`'s."""
+        return self._wait(self._client.moderate(texts, **options))
+
+    def kinds(self) -> list[dict[str, Any]]:
+        """Return every kind of task, with its schemas, models and nodes."""
+        return self._wait(self._client.kinds())
+
+    def run_task(self, kind: str, input: Mapping[str, Any], **options: Any) -> TaskAnswer:
+        """Run a task of a plugin's kind; options as :meth:`AsyncBlip.run_task`'s."""
+        return self._wait(self._client.run_task(kind, input, **options))
+
+    def stream_task(
+        self, kind: str, input: Mapping[str, Any], **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Run a task and yield its events; options as :meth:`AsyncBlip.stream_task`'s."""
+        events = self._client.stream_task(kind, input, **options)
+        try:
+            while (event := self._wait(_next(events))) is not None:
+                yield event
+        finally:
+            self._wait(events.aclose())
+
     def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given."""
         return self._wait(self._client.echo(text, model=model, **options))
@@ -229,6 +254,10 @@ class Blip:
             # Ctrl-C while waiting: the request must not go on without us
             future.cancel()
             raise
+
+
+async def _next(events: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any] | None:
+    return await anext(events, None)
 
 
 class SyncTextStream:

@@ -98,7 +98,8 @@ def _type(annotation: Any) -> str:
         inner = get_args(annotation)[0]
         return "list of tables" if inner is StaticDevice else f"list of {_type(inner)}"
     if origin is dict:
-        return "table of text"
+        inner = get_args(annotation)[1]
+        return "table" if inner is Any else f"table of {_type(inner)}"
     if origin in (Union, types.UnionType):
         return _type(next(item for item in get_args(annotation) if item is not type(None)))
     if annotation in names:

@@ -25,7 +25,7 @@ Key = tuple[str, ...]
 LOCAL_FILE = "blip.toml"
 
 #: Sections whose keys are names that people choose, each with a table of its own.
-NAMED = ("models", "upstreams")
+NAMED = ("models", "upstreams", "policies")
 
 PREFIX = "BLIP_"
 SEPARATOR = "__"
@@ -223,8 +223,7 @@ def _from_environment(env: Mapping[str, str]) -> Iterator[tuple[Key, Any, str]]:
             tables = _json(text)
             if not isinstance(tables, dict):
                 raise ConfigError(
-                    f"{name} ({origin}): expected a JSON object of {name.removesuffix('s')} names "
-                    "and tables",
+                    f"{name} ({origin}): expected a JSON object of names and tables",
                     param=name,
                 )
             yield from ((key, value, origin) for key, value in _flatten({name: tables}))

@@ -157,6 +157,10 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 
 
+#: A share of one.
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
 class Section(BaseModel):
     """What all sections share: unknown keys are errors, values are strict and cannot change."""
 
@@ -281,6 +285,14 @@ class GatewayConfig(Section):
     video_timeout: Seconds = Field(
         default=3600.0, description="Seconds until a video fails, queueing and loading included."
     )
+    moderation_model: str = Field(
+        default="",
+        description="Model that judges texts where a request to /v1/moderations names none, and "
+        "for policies.",
+    )
+    moderation_image_model: str = Field(
+        default="", description="The same for pictures: an image classifier that moderates."
+    )
 
 
 class StaticDevice(Section):
@@ -330,7 +342,8 @@ class NodeConfig(Section):
     )
     find_models: bool = Field(
         default=True,
-        description="Offer the models found in the Hugging Face cache of this machine.",
+        description="Offer the models found in the Hugging Face cache of this machine, and the "
+        "plugins of installed packages.",
     )
     downloads: bool = Field(
         default=False, description="Allow this node to download models that are not on its disk."
@@ -382,7 +395,8 @@ class ModelConfig(Section):
         description="Where its files are: a folder, a .gguf or .onnx file, "
         "`hf:org/name[@revision]`, `package:distribution[/path]` for weights that an installed "
         "Python package ships, `openai:UPSTREAM/model` for one of an engine in `[upstreams]`, "
-        "or `builtin:echo`.",
+        "`plugin:NAME`, `plugin:module:Class` or "
+        "`plugin:file.py:Class` for a kind of your own, or `builtin:echo`.",
     )
     kinds: list[str] = Field(
         default_factory=list, description="What it is for. Empty: what its files say."
@@ -458,6 +472,20 @@ class ModelConfig(Section):
         "...): name = a folder, or `hf:org/name[@revision]`.",
     )
 
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Of a moderation model: the category that each of its labels means, "
+        '`toxic = "harassment"`; "" where it means that nothing is wrong.',
+    )
+    thresholds: dict[str, Share] = Field(
+        default_factory=dict,
+        description="Of a moderation model: the score from which on a category is flagged; 0.5 "
+        "unless named.",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="What a plugin is told when it is loaded."
+    )
+
     @model_validator(mode="after")
     def _bounds(self) -> ModelConfig:
         if self.max_replicas is not None and self.min_replicas > self.max_replicas:
@@ -511,6 +539,48 @@ class UpstreamConfig(Section):
     )
 
 
+class PolicyConfig(Section):
+    """What the holders of some API keys may ask for; see docs/safety.md."""
+
+    keys: list[str] = Field(
+        default_factory=list,
+        description="Names of the API keys that it is for. Empty: all that no other policy names, "
+        "and requests without a key.",
+    )
+    kinds: list[str] = Field(
+        default_factory=list,
+        description='Kinds of task that they may use, or patterns such as "im*". Empty: all.',
+    )
+    models: list[str] = Field(
+        default_factory=list,
+        description="Models that they may use, or patterns. Empty: all.",
+    )
+    prompts: bool = Field(
+        default=True,
+        description="Have gateway.moderation_model judge what a picture is to be of before it is "
+        "made.",
+    )
+    pictures: bool = Field(
+        default=False,
+        description="Have gateway.moderation_image_model judge pictures that are sent in or made.",
+    )
+    block: list[str] = Field(
+        default_factory=list,
+        description="Categories that are refused. Empty: all that the model flags.",
+    )
+    allow: list[str] = Field(
+        default_factory=list, description="Categories that are not refused, whatever is flagged."
+    )
+    thresholds: dict[str, Share] = Field(
+        default_factory=dict,
+        description="The score from which on a category is refused, in place of the model's own.",
+    )
+    words: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="Words and phrases that what a picture is to be of may not have in it.",
+    )
+
+
 class LogConfig(Section):
     """What the roles write to stderr."""
 
@@ -534,4 +604,5 @@ class Config(Section):
     upstreams: dict[Annotated[str, AfterValidator(_upstream_name)], UpstreamConfig] = Field(
         default_factory=dict
     )
+    policies: dict[str, PolicyConfig] = Field(default_factory=dict)
     log: LogConfig = Field(default_factory=LogConfig)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from blip.errors import BlipError, InternalError
+from blip.errors import BlipError, InternalError, Unavailable
 from blip.gateway.api import Api
 from blip.gateway.auth import Keyring
 from blip.gateway.dialect import OPENAI, Dialect
@@ -24,6 +24,7 @@ from blip.gateway.files import Files
 from blip.gateway.mesh import Answer, Call, Mesh, Options, Timing
 from blip.gateway.metrics import Metrics
 from blip.gateway.origin import origin_of
+from blip.gateway.policy import Policies, Policy
 from blip.gateway.settings import GatewaySettings
 from blip.gateway.studio import Studio
 from blip.kinds import Kind, TaskInput
@@ -76,6 +77,11 @@ class Gateway:
         """The API keys."""
         return Keyring(self.settings.api_keys)
 
+    @cached_property
+    def policies(self) -> Policies:
+        """What the holders of keys may have."""
+        return Policies(self.settings.policies)
+
     def request_id(self, offered: str | None) -> str:
         """Return the client's request id if it is sane, else a new one."""
         if offered is not None and _SANE_ID.fullmatch(offered):
@@ -88,6 +94,7 @@ class Exchange:
 
     __slots__ = (
         "_outcomes",
+        "admitted",
         "answers",
         "calls",
         "dialect",
@@ -123,16 +130,39 @@ class Exchange:
         self.answers: list[Answer | None] = []
         #: Calls whose end has not been in the news.
         self.open_calls = 0
+        #: Whether the policy has seen what is asked: see :mod:`blip.gateway.guard`.
+        self.admitted = False
         self._outcomes: list[str] = []
 
     def start(self, kind: Kind, model: str, inputs: Iterable[TaskInput]) -> None:
-        """Start one task an input. Raises what :meth:`Mesh.call` raises."""
+        """Start one task an input.
+
+        Raises what :meth:`Mesh.call` raises, and :class:`~blip.errors.NotPermitted`.
+        """
+        self.permit(kind.name, model)
+        policy = self.policy
+        if policy is not None and policy.guards(kind.name) and not self.admitted:
+            raise Unavailable(
+                f"This route does not check '{kind.name}' against the policy for this API key, and "
+                "is therefore closed to it."
+            )
         self.kind, self.model = kind.name, model
         for value in inputs:
             self.calls.append(self.gateway.mesh.call(kind, model, value, self.options))
             self.answers.append(None)
             self._outcomes.append("cancelled")
             self.open_calls += 1
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy for who asks."""
+        return self.gateway.policies.of(self.tenant)
+
+    def permit(self, kind: str, model: str) -> None:
+        """Raise :class:`~blip.errors.NotPermitted` for what the policy for who asks leaves out."""
+        policy = self.policy
+        if policy is not None:
+            policy.permit(kind, model)
 
     async def results(self) -> list[Result]:
         """Wait for all calls; raises the error of the first that fails."""

@@ -17,6 +17,7 @@ from blip.gateway.events import send_events
 from blip.gateway.exchange import Exchange, News
 from blip.gateway.fields import Ignored, Refused, Request
 from blip.gateway.form import FormRequest
+from blip.gateway.guard import admit, release
 from blip.gateway.guides import Guide, Loras, lora_tasks
 from blip.gateway.mesh import Answer
 from blip.gateway.text import quote
@@ -267,10 +268,14 @@ async def paint(
     exchange: Exchange, body: PaintRequest, tasks: list[ImageInput], what: str
 ) -> web.StreamResponse:
     """Run the tasks and answer with their pictures; ``what`` names the events of a stream."""
+    asked = tasks[0]  # the others differ in their seeds only
+    texts, pictures = {"prompt": asked.prompt}, {"image": asked.image}
+    await admit(exchange, texts, pictures, streams=bool(body.stream))
     exchange.start(IMAGE, body.model, tasks)
     if body.stream:
         return await send_events(exchange, _Events(body, tasks, what).render)
     answers = [result.answer for result in await exchange.results()]
+    await release(exchange, [answer.payload for answer in answers])
     # written by hand: a picture has megabytes, and base64 needs no escaping
     if body.response_format == "url":
         shown = [f'"url":{quote(await _kept(exchange, body, answer))}' for answer in answers]

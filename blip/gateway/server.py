@@ -23,6 +23,7 @@ from blip.errors import ConfigError
 from blip.gateway.app import build_app
 from blip.gateway.dispatch import Dispatcher
 from blip.gateway.mesh import Health
+from blip.gateway.policy import Policy
 from blip.gateway.settings import GatewaySettings
 from blip.store import Announcer, Store
 from blip.store.finder import find, start_following
@@ -71,6 +72,9 @@ async def serve(config: Config, listener: socket.socket, stop: asyncio.Event) ->
             results_url=config.gateway.results_url,
             video_jobs=config.gateway.video_jobs,
             video_timeout=config.gateway.video_timeout,
+            moderation_model=config.gateway.moderation_model,
+            moderation_image_model=config.gateway.moderation_image_model,
+            policies=_policies(config),
         )
         store = await Store.open_if_there(
             config.store.url, config.mesh.state_dir, config.mesh.id, name="blip-gateway"
@@ -178,6 +182,24 @@ def _process(settings: str, parent: int) -> None:
     # Ctrl-C reaches the whole group; the parent passes it on as SIGTERM, and twice would force
     listen = _listen(config, shared=True)
     sys.exit(lifecycle.run(lambda stop: serve(config, listen, stop), signals=(signal.SIGTERM,)))
+
+
+def _policies(config: Config) -> list[Policy]:
+    return [
+        Policy(
+            name,
+            tuple(each.keys),
+            tuple(each.kinds),
+            tuple(each.models),
+            each.prompts,
+            each.pictures,
+            tuple(each.block),
+            tuple(each.allow),
+            each.thresholds,
+            tuple(each.words),
+        )
+        for name, each in config.policies.items()
+    ]
 
 
 async def _store_health(store: Store | None) -> Health:

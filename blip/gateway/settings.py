@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from blip.errors import ConfigError
+from blip.gateway.policy import Policies, Policy
 
 _POSITIVE = (
     "body_limit",
@@ -47,6 +48,10 @@ class GatewaySettings:
     #: Videos that one API key may have unfinished, and the seconds that each may take.
     video_jobs: int = 8
     video_timeout: float = 3600.0
+    #: Models that moderate texts and pictures where a request names none, and for policies.
+    moderation_model: str = ""
+    moderation_image_model: str = ""
+    policies: Sequence[Policy] = ()
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
@@ -57,4 +62,28 @@ class GatewaySettings:
                 raise ConfigError(
                     f"the API key '{name}' is not a SHA-256 in 64 lower-case hex digits",
                     hint="Store the digest of a key, never the key; `blip key new` makes both.",
+                )
+        Policies(self.policies)
+        for policy in self.policies:
+            self._check_policy(policy)
+
+    def _check_policy(self, policy: Policy) -> None:
+        """Refuse a policy that could not be kept: better no gateway than one that lets all pass."""
+        at = f"policies.{policy.name}"
+        unknown = sorted(set(policy.keys) - self.api_keys.keys())
+        if unknown:
+            raise ConfigError(
+                f"{at}.keys names '{unknown[0]}', which is no API key",
+                hint=f"Those of gateway.api_keys: {', '.join(self.api_keys) or 'none'}.",
+                param=f"{at}.keys",
+            )
+        for wish, model in (
+            ("prompts", "moderation_model"),
+            ("pictures", "moderation_image_model"),
+        ):
+            if getattr(policy, wish) and not getattr(self, model):
+                raise ConfigError(
+                    f"{at}.{wish} is on, and there is no model that could check them",
+                    hint=f"Set gateway.{model}, or {at}.{wish} = false.",
+                    param=f"{at}.{wish}",
                 )

@@ -14,6 +14,7 @@ from blip.kinds.completion import COMPLETION
 from blip.kinds.echo import ECHO
 from blip.kinds.embedding import EMBEDDING
 from blip.kinds.image import IMAGE
+from blip.kinds.moderation import MODERATION
 from blip.kinds.pipelines import PIPELINES
 from blip.kinds.rerank import RERANK
 from blip.kinds.speech import SPEECH
@@ -31,6 +32,7 @@ KINDS: dict[str, Kind] = {
         EMBEDDING,
         RERANK,
         *PIPELINES,
+        MODERATION,
         IMAGE,
         UPSCALE,
         VIDEO,

@@ -100,6 +100,21 @@ class Model(NamedTuple):
     max_replicas: int = 0
 
 
+class PluginKind(NamedTuple):
+    """A kind of task that a plugin of this node defines. Schemas are texts of JSON."""
+
+    name: str
+    #: What its input is, and its answer, "" if that is not told.
+    input_schema: str
+    output_schema: str = ""
+    #: The input's field that says how much work it is, "" for none: see :mod:`blip.kinds.plugin`.
+    units: str = ""
+    #: What it does, in a sentence.
+    about: str = ""
+    #: Whether its answers come in parts.
+    streams: bool = False
+
+
 class Running(NamedTuple):
     """An attempt that a node holds, queued or running."""
 
@@ -202,6 +217,8 @@ class Advert(NamedTuple):
     running: list[Running]
     #: Free-form facts that tasks may ask for.
     labels: dict[str, str] = {}  # noqa: RUF012
+    #: Kinds that plugins of this node define; the built-in ones every peer knows.
+    kinds: list[PluginKind] = []  # noqa: RUF012
 
 
 class NodeEntry(NamedTuple):

@@ -54,6 +54,7 @@ def advert(
         catalogue.adverts(now, gpu=gpu),
         [replica.advert(now) for replica in replicas],
         executions.running(),
+        kinds=catalogue.kinds,
     )
 
 

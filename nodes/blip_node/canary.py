@@ -23,6 +23,7 @@ from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput
+from blip.kinds.moderation import ModerationInput, verdicts_from_wire
 from blip.kinds.pictures import read_header
 from blip.kinds.pipelines import (
     FeatureExtractionInput,
@@ -148,6 +149,14 @@ def _check_seen(parts: list[bytes], end: bytes, read: Callable[[bytes], object])
     return ""
 
 
+def _check_verdict(parts: list[bytes], end: bytes) -> str:
+    try:
+        verdicts_from_wire(end, 1)
+    except (ValueError, TypeError) as error:
+        return f"its answer cannot be read ({error})"
+    return ""
+
+
 def _check_video(parts: list[bytes], end: bytes) -> str:
     return "" if video_format(end) is not None else "its answer is no video"
 
@@ -229,6 +238,9 @@ QUESTIONS: dict[str, Question] = {
         _check_video,
     ),
     "upscale": Question(UpscaleInput(image=_DOT), _check_picture),
+    "moderation": Question(
+        ModerationInput(texts=[_ASKED]), _check_verdict, ("ForImageClassification",)
+    ),
     "echo": Question(EchoInput(text=_ASKED), _check_echo),
 }
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from blip.errors import BlipError, ModelNotFound
+from blip.errors import BlipError, ConfigError, ModelNotFound
 from blip.protocol import messages
 from blip_node.footprints import Footprints
 from blip_node.gauge import CONTEXT_BYTES
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 #: Tasks that a replica runs at once where nothing is configured, by kind; 1 of those not named,
 #: whose pictures and sounds are made or looked at one by one. Text is batched: a pass for 32 rows
 #: takes little longer than for one, until their attention costs what the weights do. What is one
-#: pass over a text is batched as well; of two texts one is spoken while the other's audio is taken;
+#: pass over a text is batched as well; texts are judged one by one, and more slots spare the way to
+#: the next; of two texts one is spoken while the other's audio is taken;
 #: an echo waits.
 SLOTS = {
     "chat": 32,
@@ -41,6 +42,7 @@ SLOTS = {
         ),
         16,
     ),
+    "moderation": 8,
     "speech": 2,
     "echo": 256,
 }
@@ -51,6 +53,10 @@ OVERHEAD = 0.1
 #: What a worker takes on a CPU before the weights count: pages of its libraries that it is the
 #: first to touch, and its threads. 31 to 35 MiB were measured with models of a megabyte.
 CPU_BYTES = 32 * 1024 * 1024
+
+#: Most bytes of all schemas of a node's plugins: its advert must fit a control link with room for
+#: everything else.
+MAX_SCHEMA_BYTES = 256 * 1024
 
 #: How long a model whose load failed is left alone, unless its configuration changes.
 RETRY_AFTER = 30.0
@@ -69,7 +75,8 @@ class Entry:
         self._footprints = footprints or Footprints()
         self.description = description
         self.kinds = description.kinds
-        self.slots = spec.slots or min((SLOTS.get(kind, 1) for kind in self.kinds), default=1)
+        own = description.slots or min((SLOTS.get(kind, 1) for kind in self.kinds), default=1)
+        self.slots = spec.slots or own
         #: Why it could not be loaded, and until when that is taken as final.
         self.error: BlipError | None = None
         self.retry_at = 0.0
@@ -97,7 +104,8 @@ class Entry:
     @property
     def weightless(self) -> bool:
         """Whether there is no model behind it, and so nothing that takes device memory."""
-        return isinstance(parse_source(self.spec.source, self.spec.name), Fileless)
+        source = parse_source(self.spec.source, self.spec.name)
+        return isinstance(source, Fileless) and not self.description.memory
 
     def memory(self, *, gpu: bool) -> int:
         """Device memory that a replica is expected to take, in bytes: measured, if it ever was."""
@@ -127,7 +135,7 @@ class Entry:
         """What headers and configuration say, 0 if they are not here yet."""
         if not self.description.on_disk:
             return 0
-        cache = 0
+        cache = self.description.memory
         if "chat" in self.kinds or "completion" in self.kinds:
             tokens = cache_tokens(self.slots, self.description.context)
             cache = self.description.cache_bytes(tokens, self.spec.dtype, _device(gpu))
@@ -232,6 +240,10 @@ class Catalogue:
                 log.warning("%s", error.message)
                 self.rejected[spec.name] = error
                 continue
+            if (clash := self._clash(description)) is not None:
+                log.warning("%s", clash.message)
+                self.rejected[spec.name] = clash
+                continue
             if description.kinds:
                 entry = self._entries[spec.name] = Entry(spec, description, self.footprints)
                 entry.settle(self._ground)
@@ -245,6 +257,33 @@ class Catalogue:
             self._ground = found
             for entry in self:
                 entry.settle(found)
+
+    @property
+    def kinds(self) -> list[messages.PluginKind]:
+        """The kinds that plugins define, by name."""
+        found = {each.description.plugin for each in self}
+        return sorted(kind for kind in found if kind is not None)
+
+    def _clash(self, new: Description) -> BlipError | None:
+        """Return why a plugin cannot be offered beside those that are."""
+        if new.plugin is None or new.plugin in self.kinds:
+            return None
+        if any(kind.name == new.plugin.name for kind in self.kinds):
+            return ConfigError(
+                f"model '{new.name}': another plugin of this node defines a kind "
+                f"'{new.plugin.name}' that is not the same",
+                param="source",
+            )
+        size = sum(
+            len(kind.input_schema + kind.output_schema) for kind in [*self.kinds, new.plugin]
+        )
+        if size > MAX_SCHEMA_BYTES:
+            return ConfigError(
+                f"model '{new.name}': with this plugin the schemas of the node's kinds take {size} "
+                f"bytes; {MAX_SCHEMA_BYTES} are the most",
+                param="source",
+            )
+        return None
 
     def withdraw(self, name: str, error: BlipError | None = None) -> None:
         """Offer a model no more; with an ``error`` it stays listed, with that as the reason."""

@@ -39,6 +39,7 @@ from blip_node.measurements import Store as BenchmarkStore
 from blip_node.models.find import found
 from blip_node.models.means import Means
 from blip_node.models.spec import ModelSpec, Upstream, parse_source
+from blip_node.plugins.place import announced
 from blip_node.replicas import Place
 from blip_node.supervisor import kill_forkserver
 from blip_node.upstreams.poller import Upstreams
@@ -182,10 +183,15 @@ def _models(config: Config) -> list[ModelSpec]:
             runtime=model.runtime,
             loras=tuple(model.loras.items()),
             controlnets=tuple(model.controlnets.items()),
+            options=model.options,
+            labels=model.labels,
+            thresholds=model.thresholds,
         )
         for name, model in config.models.items()
     ]
-    return specs + (found() if config.node.find_models else [])
+    if not config.node.find_models:
+        return specs
+    return [*specs, *(ModelSpec(name, f"plugin:{name}") for name in announced()), *found()]
 
 
 def _node_file(state_dir: Path, name: str, suffix: str) -> Path:

@@ -417,6 +417,7 @@ class Replicas:
             threads=entry.spec.threads or self._place.threads,
             speed=reading.info.speed or self._place.speed,
             context=entry.spec.context,
+            gauged=not entry.weightless,
         )
         replica.worker = self._supervisor.launch(assignment)
         self._by_worker[replica.worker] = replica

@@ -29,6 +29,7 @@ from blip.errors import (
     WorkerCrashed,
 )
 from blip.kinds import KINDS, Kind, input_from_wire
+from blip.kinds.plugin import plugin_kind
 from blip.lifecycle import die_with_parent, new_event_loop, tune_gc, tune_memory
 from blip.protocol.credit import SendWindow
 from blip_node.arena import Arena
@@ -38,7 +39,7 @@ from blip_node.models.abilities import sees
 from blip_node.models.files import read_object
 from blip_node.models.prepare import prepare
 from blip_node.models.snapshot import locate
-from blip_node.models.spec import Fileless, ModelSpec, Upstream, parse_source
+from blip_node.models.spec import Fileless, ModelSpec, Plugin, Upstream, parse_source
 from blip_node.pipe import Pipe, Row
 from blip_node.runtimes import runtime_for
 from blip_node.runtimes.base import LoadSpec, Outcome, Runtime
@@ -68,6 +69,8 @@ class Assignment:
     threads: int | None
     speed: float
     context: int | None
+    #: Whether it takes device memory, which is then watched.
+    gauged: bool
 
 
 def main(assignment: Assignment) -> None:
@@ -156,6 +159,8 @@ class Worker:
         self._gauged = 0.0
         self._told = 0
         self._gauging: asyncio.TimerHandle | None = None
+        # what only a plugin knows is its runtime's business
+        self._kinds = {name: KINDS.get(name) or plugin_kind(name) for name in assignment.kinds}
         self._pipe: Pipe
         self._loop: asyncio.AbstractEventLoop
         self._stopped: asyncio.Future[None]
@@ -229,12 +234,20 @@ class Worker:
             means=todo.model.means.plain(),
             loras=additions.prepare(todo.model.loras, download=todo.download),
             controlnets=additions.prepare(todo.model.controlnets, download=todo.download),
+            plugin=source.place if isinstance(source, Plugin) else "",
+            options=todo.model.options,
+            labels=todo.model.labels,
+            thresholds=todo.model.thresholds,
         )
         config = read_object(Path(path) / "config.json", missing_ok=True) if path else {}
-        upstream = isinstance(source, Upstream)
-        runtime = runtime_for(todo.kinds, upstream=upstream, sees=sees(config))()
+        runtime = runtime_for(
+            todo.kinds,
+            upstream=isinstance(source, Upstream),
+            plugin=isinstance(source, Plugin),
+            sees=sees(config),
+        )()
         # without a model there is nothing to watch, and no need of torch
-        gauge = Gauge(todo.device, allocator=not packed) if path else None
+        gauge = Gauge(todo.device, allocator=not packed) if todo.gauged else None
         runtime.load(spec, lambda share: self._report(0.5 + share / 2))
         self._gauge = gauge
         return runtime, spec, gauge.read() if gauge is not None else 0
@@ -269,7 +282,7 @@ class Worker:
             self._stopped.set_result(None)
 
     def _run(self, id: int, kind_name: str, window: int, payload: bytes) -> None:
-        kind = KINDS[kind_name]
+        kind = self._kinds[kind_name]
         try:
             value = input_from_wire(kind, payload)
         except BlipError as error:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import json
 import struct
 import time
 import zlib
@@ -37,6 +38,7 @@ from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput, Step, step_to_wire
+from blip.kinds.moderation import ModerationInput, Verdict, verdicts_to_wire
 from blip.kinds.pictures import read_header
 from blip.kinds.pipelines import (
     FeatureExtractionInput,
@@ -48,6 +50,7 @@ from blip.kinds.pipelines import (
     ZeroShotInput,
     results_to_wire,
 )
+from blip.kinds.plugin import JSON, Piece, PluginInput, Progress, piece_to_wire
 from blip.kinds.rerank import RerankInput
 from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
@@ -75,6 +78,7 @@ from blip.protocol.messages import (
     Order,
     Ordered,
     Payload,
+    PluginKind,
     Replica,
     Running,
 )
@@ -215,6 +219,7 @@ class MemoryMesh:
             models=[Model("parrot", ["chat"], context=2048)],
             replicas=[Replica("parrot", "cpu", "ready", 4)],
             running=[Running(b"\0" * 16, 1)],
+            kinds=[WORDCOUNT],
         )
         return [NodeEntry("n1", 7, "büro-1", "h1", ["tcp://[::1]:1"], "ready", advert)]
 
@@ -450,6 +455,44 @@ def endless(interval: float = 0.001) -> Node:
     return node
 
 
+WORDCOUNT = PluginKind(
+    "wordcount",
+    json.dumps(
+        {
+            "type": "object",
+            "properties": {
+                "text": {"type": "string", "pattern": "^(a+)+$"},
+                "most": {"type": "integer", "maximum": 9},
+            },
+            "required": ["text"],
+        }
+    ),
+    units="text",
+    about="Counts words.",
+)
+
+
+async def counter(value: PluginInput) -> Work:
+    """Progress, and the number of words."""
+    asked = json.loads(value.document)
+    yield piece_to_wire(Progress(0.5, "half\nway"))
+    count = len(asked["text"].split())
+    yield Answer(piece_to_wire(Piece(JSON, b'{"words":\n%d}' % count)), {}, 2.0)
+
+
+async def guard(value: ModerationInput) -> Work:
+    """Flag texts by a word, and pictures by their first byte that says red."""
+    verdicts = [{"violence": 0.9 if "grumph" in text else 0.1} for text in value.texts]
+    verdicts += [{"violence": 0.8 if png(8, 8, 250) == file else 0.2} for file in value.images]
+    yield Answer(
+        verdicts_to_wire(
+            [Verdict(each, [name for name in each if each[name] > 0.5]) for each in verdicts]
+        ),
+        {"prompt_tokens": 3},
+        1.0,
+    )
+
+
 async def silent(value: Any) -> Work:
     """Think for ever."""
     if await asyncio.Event().wait():
@@ -475,6 +518,8 @@ def mesh() -> MemoryMesh:
             "segformer": segmenter,
             "wan": filmer,
             "swin2sr": upscaler,
+            "wordcount": counter,
+            "guard": guard,
             "endless": endless(),
             "silent": silent,
         }

@@ -35,6 +35,7 @@ from blip.protocol.messages import (
     Payload,
     Ping,
     Place,
+    PluginKind,
     Pong,
     Recall,
     Refuse,
@@ -86,6 +87,18 @@ _ADVERT_CAPACITY = _ADVERT._replace(
     running=[Running(TASK, 1, False), Running(OTHER, 300, True)],
     labels={"zone": "cellar"},
 )
+_ADVERT_KINDS = _ADVERT_CAPACITY._replace(
+    kinds=[
+        PluginKind(
+            "wordcount",
+            '{"type":"object","properties":{"text":{"type":"string"}}}',
+            '{"type":"integer"}',
+            "text",
+            "Counts words.",
+            True,
+        )
+    ]
+)
 _LARGE = bytes(range(256)) * 32 + b"!"
 
 _PLACE = Place(TASK, 2, "chat", "llama", 128.0, 3, 60.0, "team-a", ["node-2"])
@@ -122,8 +135,8 @@ SAMPLES: dict[str, list[tuple[int, Message]]] = {
     "pong": [(70_000, Pong(1))],
     "info": [(2, Info({"id": "node-1", "models": ["llama"], "deep": {"yes": True, "no": None}}))],
     "stats": [(3, Stats({"accepted": 12, "load": 0.5}))],
-    "advert": [(4, _ADVERT_CAPACITY)],
-    "nodes": [(1, _nodes(_ADVERT_CAPACITY))],
+    "advert": [(4, _ADVERT_KINDS)],
+    "nodes": [(1, _nodes(_ADVERT_KINDS))],
     "place": [(5, _PLACE._replace(require={"vendor": ["nvidia"], "not": {"node": ["rig"]}}))],
     "grant": [(6, Grant(TASK, 2, "node-1", 5, "GPU-1", 0.25, 3.2, 4.0))],
     "deny": [
@@ -167,6 +180,9 @@ SUPERSEDED: dict[str, list[tuple[int, Message]]] = {
     "advert_without_states": [(4, _ADVERT)],
     "nodes_without_states": [(1, _nodes(_ADVERT))],
     "place_without_require": [(5, _PLACE)],
+    # before nodes had kinds of their own
+    "advert_without_kinds": [(4, _ADVERT_CAPACITY)],
+    "nodes_without_kinds": [(1, _nodes(_ADVERT_CAPACITY))],
 }
 
 _WIDTH = 48  # bytes a line

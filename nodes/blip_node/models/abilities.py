@@ -152,11 +152,19 @@ _SEGMENTERS = (
 _SEQUENCES = ("ForSequenceClassification",)
 _NOT_TEXT = SOUND_ENCODERS | PAGE_ENCODERS
 _TOKENS = ("feature-extraction",)
+#: Only where it is asked for: what labels mean to a moderator stands nowhere in the files.
+_MODERATION = ("moderation",)
 
 HEADS: tuple[Head, ...] = (
     Head(_CAPTIONERS, ("caption",), "captioners of pictures"),
     Head(("ForConditionalGeneration",), ("chat", "caption"), "language models that see", fits=sees),
-    Head(("ForImageClassification", *COMPARERS), ("image-classification",), "image classifiers"),
+    Head(
+        ("ForImageClassification",),
+        ("image-classification",),
+        "image classifiers",
+        also=_MODERATION,
+    ),
+    Head(COMPARERS, ("image-classification",), "image classifiers"),
     Head(("ForObjectDetection",), ("detection",), "object detectors"),
     Head(("ForDepthEstimation",), ("depth",), "depth estimators"),
     Head(("ForImageSuperResolution",), ("upscale",), "super-resolution models"),
@@ -177,7 +185,7 @@ HEADS: tuple[Head, ...] = (
         "cross-encoders",
         without=_NOT_TEXT,
         fits=_scores,
-        also=("text-classification",),
+        also=("text-classification", *_MODERATION),
     ),
     Head(
         _SEQUENCES,
@@ -185,8 +193,15 @@ HEADS: tuple[Head, ...] = (
         "models of inference",
         without=_NOT_TEXT,
         fits=_infers,
+        also=_MODERATION,
     ),
-    Head(_SEQUENCES, ("text-classification",), "text classifiers", without=_NOT_TEXT),
+    Head(
+        _SEQUENCES,
+        ("text-classification",),
+        "text classifiers",
+        without=_NOT_TEXT,
+        also=_MODERATION,
+    ),
     Head(
         ("ForTokenClassification",),
         ("token-classification",),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.errors import ConfigError, ModelLoadFailed
+from blip.protocol.messages import PluginKind
 from blip_node.models import additions, ctranslate, gguf, hub, package, pipeline, piper, weights
 from blip_node.models.abilities import OFFSET_POSITIONS, abilities, head_of, served
 from blip_node.models.files import positive, read_object
@@ -18,6 +19,7 @@ from blip_node.models.spec import (
     Local,
     ModelSpec,
     Package,
+    Plugin,
     Upstream,
     parse_source,
 )
@@ -72,6 +74,10 @@ class Description:
     pipeline: bool = False
     #: Bytes of weights that are computed as they are stored: a GGUF file's, in llama.cpp.
     packed: int = 0
+    #: Of a plugin: its kind, how many tasks it runs at once, and the device memory it asks for.
+    plugin: PluginKind | None = None
+    slots: int | None = None
+    memory: int = 0
     #: Whether :func:`~blip_node.models.prepare.prepare` has to convert it first.
     convert: bool = False
 
@@ -131,6 +137,8 @@ def describe(spec: ModelSpec, cache: Path | None = None) -> Description:
             return Description(spec.name, spec.source, spec.kinds or ("echo",))
         case Upstream():  # who offers it has asked its engine: the spec says all that is known
             return Description(spec.name, spec.source, spec.kinds or (), context=spec.context)
+        case Plugin(place):
+            return _describe_plugin(spec, place)
     path = locate(spec, cache)
     if path is None:
         return Description(spec.name, spec.source, spec.kinds or (), on_disk=False)
@@ -244,6 +252,24 @@ def has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
     return bool(read_object(folder / "tokenizer_config.json", missing_ok=True).get("chat_template"))
+
+
+def _describe_plugin(spec: ModelSpec, place: str) -> Description:
+    # what plugins are made of knows what is loaded, and that knows this package
+    from blip_node.plugins.describe import describe_plugin
+
+    try:
+        card = describe_plugin(place)
+    except ModelLoadFailed as error:
+        raise ModelLoadFailed(f"model '{spec.name}': {error.message}", hint=error.hint) from None
+    return Description(
+        spec.name,
+        spec.source,
+        (card.kind.name,),
+        plugin=card.kind,
+        slots=card.slots,
+        memory=card.memory,
+    )
 
 
 def _describe_pipeline(spec: ModelSpec, folder: Path) -> Description:

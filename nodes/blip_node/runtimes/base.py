@@ -6,7 +6,7 @@ credit or attempts; they read a :class:`Job` and answer with an :class:`Outcome`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -80,6 +80,13 @@ class LoadSpec:
     #: What an image model may be used with, as far as it was found.
     loras: tuple[Addition, ...] = ()
     controlnets: tuple[Addition, ...] = ()
+    #: Of a moderation model: which category each of its labels is, "" for none, and from which
+    #: score on a category is flagged.
+    labels: Mapping[str, str] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    #: Of a plugin: where its class is, and what its configuration says to it.
+    plugin: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Runtime(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,28 @@ def load_pretrained(
     spec: LoadSpec,
     auto_class: str,
     report: Callable[[float], None],
-    unused: tuple[str, ...] = _UNUSED,
+    *,
+    unused: Sequence[str] = _UNUSED,
 ) -> tuple[Any, Any]:
-    """Load a snapshot's model, by the name of a transformers ``Auto`` class, and its tokenizer.
+    """Load a snapshot's model, as :func:`load_model` does, and its tokenizer."""
+    tokenizer = load_tokenizer(spec)
+    report(0.1)
+    return load_model(spec, auto_class, report, unused=unused), tokenizer
 
-    The model is on ``spec.device`` in ``spec.dtype``, in evaluation mode. Only safetensors on
-    this disk are read and none of the snapshot's code is run. Of the weights only those with one
-    of ``unused`` in their name may be missing. Raises :class:`~blip.errors.ModelLoadFailed` with
-    the reason, or ``NoCapacity`` when it does not fit.
+
+def load_model(
+    spec: LoadSpec,
+    auto_class: str,
+    report: Callable[[float], None],
+    *,
+    unused: Sequence[str] = _UNUSED,
+) -> Any:
+    """Load a snapshot's model, by the name of a transformers ``Auto`` class.
+
+    It is on ``spec.device`` in ``spec.dtype``, in evaluation mode. Only safetensors on this disk
+    are read and none of the snapshot's code is run. ``unused`` are parts of the names of weights
+    that may be missing. Raises :class:`~blip.errors.ModelLoadFailed` with the reason, or
+    ``NoCapacity`` when it does not fit.
     """
     import torch
     import transformers
@@ -39,8 +53,6 @@ def load_pretrained(
     trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         stored = weights.main_dtype(weights.total_counts(weights.shards(folder)))
-        tokenizer = load_tokenizer(spec)
-        report(0.1)
         if spec.means.quantization != "none":
             trusted["quantization_config"] = quantizer(spec)
         if not spec.device.startswith("cpu"):
@@ -62,7 +74,7 @@ def load_pretrained(
             f"{type(model).__name__} needs ({missing[0]}, ...)"
         )
     report(0.9)
-    return model.eval(), tokenizer
+    return model.eval()
 
 
 def load_tokenizer(spec: LoadSpec) -> Any:
