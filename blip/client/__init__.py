@@ -16,6 +16,7 @@ from blip.client.answers import (
     Origin,
     Picture,
     TextAnswer,
+    ToolCall,
 )
 from blip.client.connection import DEFAULT_URL
 from blip.client.operations import Progress
@@ -39,4 +40,5 @@ __all__ = [
     "SyncTextStream",
     "TextAnswer",
     "TextStream",
+    "ToolCall",
 ]

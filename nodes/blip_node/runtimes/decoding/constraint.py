@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from torch import Tensor
@@ -104,6 +105,7 @@ class Guide:
         tokens = self._view()
         matcher = LLMatcher(tokens, lark.text, log_level=0, limits=limits)
         if not matcher.is_error():
+            matcher.compute_bitmask()  # what the first mask builds is there for all copies
             return matcher
         for part in lark.parts:
             wrong, words = LLMatcher.validate_grammar_with_warnings(
@@ -134,17 +136,26 @@ def restrict(scores: Tensor, constraints: Sequence[Constraint | None]) -> Tensor
     if not some:
         return scores
     size = scores.shape[1]
-    words = torch.zeros((len(some), -(-size // _WORD)), dtype=torch.int32)
-    matchers = [(each.matcher, place) for place, (_, each) in enumerate(some)]
-    _executor().unsafe_compute_mask_ptr(matchers, words.data_ptr(), words.shape[1] * 4, len(some))
+    # rows without a grammar keep all bits set
+    words = torch.full((len(constraints), -(-size // _WORD)), -1, dtype=torch.int32)
+    matchers = [(each.matcher, row) for row, each in some]
+    _executor().unsafe_compute_mask_ptr(
+        matchers, words.data_ptr(), words.shape[1] * 4, len(constraints)
+    )
     for _, each in some:
         if each.matcher.is_error():
             raise each.failure()
-    words = words.to(scores.device)
-    bits = torch.arange(_WORD, dtype=torch.int32, device=scores.device)
-    allowed = ((words[:, :, None] >> bits) & 1).flatten(1)[:, :size].bool()
-    rows = torch.tensor([row for row, _ in some], device=scores.device)
-    return scores.index_copy(0, rows, scores[rows].masked_fill(~allowed, float("-inf")))
+    return scores.masked_fill(_forbidden(words, size, scores.device), float("-inf"))
+
+
+def _forbidden(words: Tensor, size: int, device: torch.device) -> Tensor:
+    """Return what the bits of masks [rows, words] forbid, [rows, size]."""
+    if device.type == "cpu":  # some ten times as fast there as shifting
+        bits = np.unpackbits((~words).numpy().view(np.uint8), axis=1, bitorder="little")
+        return torch.from_numpy(bits).view(torch.bool)[:, :size]
+    places = torch.arange(_WORD, dtype=torch.int32, device=device)
+    allowed = (words.to(device)[:, :, None] >> places) & 1
+    return allowed.flatten(1)[:, :size] == 0
 
 
 _shared: LLExecutor | None = None

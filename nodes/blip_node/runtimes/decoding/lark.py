@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from blip.errors import InvalidRequest
@@ -19,6 +19,10 @@ from blip_node.runtimes.tool_formats import ToolFormat
 #: White space between the tokens of JSON: a space, or a new line with its indentation. No more, or
 #: a model that has lost its way goes on with spaces until ``max_tokens``.
 WHITESPACE = r"(\x20|\x0A(\x20{0,16}|\x09{0,8}))"
+
+#: Characters of a regular expression with its counted repetitions written out. Each takes some
+#: microseconds of a mask, and far more when repetitions are nested: ``a{999}{99}`` never ends.
+MAX_WRITTEN_OUT = 4000
 
 #: Keywords that bring in further properties. A schema of arguments without them is taken to name
 #: all there are: others are of no use to a function, though the schema may allow them.
@@ -44,7 +48,11 @@ class Lark(NamedTuple):
 
 def answer(grammar: Grammar) -> Lark:
     """Return the grammar of an answer that keeps to a form."""
-    text = grammar.text if grammar.form == "lark" else f"start: {_body(grammar)}"
+    text = grammar.text
+    if grammar.form == "lark":
+        _check_repeats(text, grammar.at)
+    else:
+        text = f"start: {_body(grammar)}"
     return Lark(text, [Part(text, grammar.at)])
 
 
@@ -131,6 +139,7 @@ def _body(grammar: Grammar) -> str:
         return _json(grammar.text, grammar.at, strict=grammar.strict)
     if grammar.form == "choice":
         return " | ".join(map(json.dumps, grammar.choices))
+    _check_repeats(grammar.text, grammar.at)
     return f"/{_slashes(grammar.text)}/"
 
 
@@ -164,5 +173,55 @@ def _json(text: str, at: str, *, strict: bool, arguments: bool = False) -> str:
                 f"'{at}': the schema of a function's arguments must have the type object",
                 param=at,
             )
+    for pattern in _patterns(schema):
+        _check_repeats(pattern, at)
     options = {"whitespace_pattern": WHITESPACE, "lenient": not strict}
     return f"%json {json.dumps({**schema, 'x-guidance': options})}"
+
+
+def _patterns(schema: Any) -> Iterator[str]:
+    """Yield the regular expressions in a schema."""
+    pending = [schema]
+    while pending:
+        here = pending.pop()
+        if isinstance(here, dict):
+            if isinstance(here.get("pattern"), str):
+                yield here["pattern"]
+            if isinstance(here.get("patternProperties"), dict):
+                yield from here["patternProperties"]
+            pending += here.values()
+        elif isinstance(here, list):
+            pending += here
+
+
+def _check_repeats(regex: str, at: str) -> None:
+    """Raise :class:`~blip.errors.InvalidRequest` for a regular expression that is too large."""
+    if (size := written_out(regex)) > MAX_WRITTEN_OUT:
+        raise InvalidRequest(
+            f"'{at}': with its repetitions written out a regular expression in it has {size} "
+            f"characters; {MAX_WRITTEN_OUT} is most",
+            hint="Repeat less, or without a limit: a* instead of a{0,9999}.",
+            param=at,
+        )
+
+
+_PIECE = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(\d+)(?:,(\d*))?\}|.", re.DOTALL)
+
+
+def written_out(regex: str) -> int:
+    """Return about how many characters a regular expression has without counted repetitions."""
+    groups, last = [0], 0
+    for piece in _PIECE.finditer(regex):
+        if piece[1]:
+            most = int(piece[2] or piece[1])
+            groups[-1] += last * (most - 1)
+            last *= most
+        elif piece[0] == "(":
+            groups.append(0)
+        elif piece[0] == ")" and len(groups) > 1:
+            last = groups.pop()
+            groups[-1] += last
+        elif piece[0] not in "|*+?":
+            last = 1
+            groups[-1] += 1
+    return max(groups)
