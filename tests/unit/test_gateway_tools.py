@@ -14,6 +14,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from blip.client import AsyncBlip
 from blip.errors import InvalidRequest
 from blip.gateway.mesh import Answer
 from blip.kinds.chat import ChatInput
@@ -512,3 +513,23 @@ async def test_an_error_of_the_node_names_the_field() -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             await client.chat.completions.create(model="picky", messages=HI, response_format=form)
     assert caught.value.param == "response_format.json_schema.schema"
+
+
+# --- our own client --------------------------------------------------------------------------
+
+
+async def test_the_sdk() -> None:
+    async with served(backend_of()) as origin, AsyncBlip(origin) as client:
+        answer = await client.chat("caller", "hi", tools=[TOOL, CLOCK])
+        assert (answer.text, answer.finish_reason) == ("Let me see. ", "tool_calls")
+        assert [(call.name, call.parsed()) for call in answer.tool_calls] == list(
+            zip(["weather", "clock"], ARGUMENTS, strict=True)
+        )
+        async with client.chat_stream("caller", "hi", tools=[TOOL, CLOCK]) as stream:
+            assert "".join([piece async for piece in stream]) == "Let me see. "
+        assert [(call.name, call.parsed()) for call in stream.tool_calls] == [
+            (call.name, call.parsed()) for call in answer.tool_calls
+        ]
+        assert all(call.id for call in stream.tool_calls)
+        plain = await client.chat("parrot", "hi")
+        assert plain.tool_calls == ()
