@@ -9,16 +9,27 @@ from collections.abc import Iterator
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
+import msgpack
 import pytest
 
-from blip.errors import InvalidRequest
-from blip.kinds.tools import CallPiece, joined
+from blip.errors import InvalidRequest, RuntimeFailed
+from blip.kinds.grammar import Grammar
+from blip.kinds.text import Delta, Finish, delta_from_wire, delta_to_wire, finish_from_wire
+from blip.kinds.tools import CallPiece, Tool, joined
 from blip_node.runtimes.base import LoadSpec
-from blip_node.runtimes.decoding.lark import written_out
+from blip_node.runtimes.decoding.constraint import KEPT, Guide, restrict
+from blip_node.runtimes.decoding.lark import answer as answer_rules
+from blip_node.runtimes.decoding.lark import calls, written_out
+from blip_node.runtimes.decoding.tool_stream import ToolStream
+from blip_node.runtimes.decoding.vocabulary import Vocabulary
 from blip_node.runtimes.text import TextRuntime
+from blip_node.runtimes.tool_formats import HERMES, LLAMA, ToolFormat, format_of
 from tests.models.calling_models import TEMPLATES, make_calling
 from tests.models.jobs import RecordingJob, answer
-from tests.models.random_models import END, TINY_CHAT, make_random
+from tests.models.random_models import END, TINY_CHAT, VOCABULARY, make_random
+
+import torch  # isort: skip  (after random_models has set the environment)
+from tokenizers import Tokenizer  # isort: skip
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -446,3 +457,113 @@ def test_mistral_gets_ids_as_it_likes_them(runtimes: Runtimes) -> None:
     text = prompt_of(runtimes["mistral"], messages=TALK, tools=TOOLS)
     ids = re.findall(r"\]([0-9a-f]{9})", text)
     assert len(set(ids)) == 2
+
+
+# --- the pieces ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    backend = Tokenizer.from_file(str(TINY_CHAT / "tokenizer.json"))
+    return Vocabulary(backend, VOCABULARY)
+
+
+def stream_of(vocabulary: Vocabulary, form: ToolFormat) -> ToolStream:
+    tools = [Tool(**tool) for tool in TOOLS]
+    rules = calls(form, tools, vocabulary.marker, many=True, inside=True)
+    return ToolStream(form, Guide(vocabulary, [END]).constraint(rules, active=False))
+
+
+def push(stream: ToolStream, vocabulary: Vocabulary, text: str) -> tuple[str, list[CallPiece]]:
+    """Push a text token by token; return what came out of it."""
+    shown, pieces = "", []
+    for token in vocabulary.encode(text, special=False):
+        more, new = stream.push(token, vocabulary.raw(token).decode())
+        shown += more
+        pieces += new
+    return shown, joined(pieces)
+
+
+CALLS = (
+    'Sure. \n<tool_call>\n{"name": "weather", "arguments": {"city": "a}\\"{", "days": 1}}\n'
+    '</tool_call>\n<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
+)
+
+
+def test_a_stream_of_text_and_calls(vocabulary: Vocabulary) -> None:
+    stream = stream_of(vocabulary, HERMES)
+    text, found = push(stream, vocabulary, CALLS)
+    assert text == "Sure."
+    assert found == [(0, "weather", '{"city": "a}\\"{", "days": 1}'), (1, "clock", "{}")]
+    assert (stream.calls, stream.flush()) == (2, "")
+
+
+@pytest.mark.parametrize("text", ["a <tool_", "<tool_cal <tool_cal", " \n", "a < b <t", ""])
+def test_what_only_looks_like_a_call(vocabulary: Vocabulary, text: str) -> None:
+    for form in (HERMES, LLAMA):
+        stream = stream_of(vocabulary, form)
+        shown, found = push(stream, vocabulary, text)
+        assert (shown + stream.flush(), found) == (text, [])
+
+
+def test_an_answer_that_begins_like_a_call(vocabulary: Vocabulary) -> None:
+    stream = stream_of(vocabulary, LLAMA)
+    assert push(stream, vocabulary, ' {"nam')[0] == ""  # it may become one
+    shown = push(stream, vocabulary, 'es": 1} {"name": "clock", "parameters": {}}')
+    assert shown == (' {"names": 1} {"name": "clock", "parameters": {}}', [])
+
+
+def test_a_marker_that_goes_on_otherwise_is_text(vocabulary: Vocabulary) -> None:
+    stream = stream_of(vocabulary, HERMES)
+    assert push(stream, vocabulary, "x <tool_call") == ("x", [])
+    # a token that ends with the marker as text does, but that the grammar does not take
+    assert stream.push(END, ">") == (" <tool_call>", [])
+    assert push(stream, vocabulary, CALLS)[1][1].name == "clock"  # a real one is found after it
+
+
+def test_a_token_that_is_not_allowed_fails_the_row(vocabulary: Vocabulary) -> None:
+    rules = answer_rules(Grammar(form="regex", text="a"))
+    guide = Guide(vocabulary, [END])
+    held = guide.constraint(rules, active=True)
+    scores = torch.zeros(2, VOCABULARY)
+    (a,) = vocabulary.encode("a", special=False)
+    limited = restrict(scores, [None, held])
+    assert torch.equal(limited[0], scores[0])
+    assert limited[1].isfinite().nonzero().flatten().tolist() == [a]
+    assert restrict(scores, [None, None]) is scores
+    with pytest.raises(RuntimeFailed, match="grammar"):
+        held.advance(END)
+    with pytest.raises(RuntimeFailed, match="grammar"):
+        restrict(scores, [None, held])
+    # another that was made from the same is unharmed
+    again = guide.constraint(rules, active=True)
+    again.advance(a)
+    assert again.complete
+
+
+def test_only_some_grammars_are_kept(vocabulary: Vocabulary) -> None:
+    guide = Guide(vocabulary, [END])
+    for number in range(KEPT + 5):
+        guide.constraint(answer_rules(Grammar(form="regex", text=f"a{number}")), active=True)
+    assert len(guide._compiled) == KEPT
+
+
+def test_deltas_without_calls_travel_as_they_always_did() -> None:
+    delta, finish = Delta("a", [1]), Finish("stop", "b", [2])
+    assert msgpack.unpackb(delta_to_wire(delta)) == ["a", [1], None]
+    assert msgpack.unpackb(delta_to_wire(finish)) == ["stop", "b", [2], None]
+    called = Delta("", [1], None, [CallPiece(0, "f", "{}")])
+    ended = Finish("stop", "", [3], None, None, "END")
+    for each in (delta, called):
+        assert delta_from_wire(delta_to_wire(each)) == each
+    for last in (finish, ended, Finish("tool_calls", "", [1], None, [CallPiece(0, "", "}")])):
+        assert finish_from_wire(delta_to_wire(last)) == last
+
+
+def test_forms_by_template() -> None:
+    found = {name: format_of(template) for name, template in TEMPLATES.items()}
+    assert {name: form.name for name, form in found.items() if form} == {
+        name: name for name in TEMPLATES
+    }
+    for unknown in ("{{ messages }}", "{{ tools }}<tool_call><function=x>", "{{ tools }}"):
+        assert format_of(unknown) is None
