@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from blip.cli import render
@@ -38,6 +40,29 @@ class Request:
             return client.complete_stream(self.model, turns[-1]["content"], **options)
         opening = [{"role": "system", "content": self.system}] if self.system else []
         return client.chat_stream(self.model, [*opening, *turns], **options)
+
+
+def read_schema(given: str) -> dict[str, Any]:
+    """Return a JSON Schema from JSON text, or from the file of that name.
+
+    Raises :class:`~blip.errors.InvalidRequest` for what is neither.
+    """
+    text, where = given, "--json-schema"
+    if not given.lstrip().startswith("{"):
+        try:
+            text, where = Path(given).read_text(encoding="utf-8"), given
+        except (OSError, UnicodeError) as error:
+            raise InvalidRequest(
+                f"--json-schema: {given} cannot be read: {error}",
+                hint='Name a file, or write the schema itself: \'{"type": "object"}\'.',
+            ) from None
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{where} is not valid JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise InvalidRequest(f"{where} is no JSON Schema: it must be an object")
+    return schema
 
 
 def run(

@@ -16,6 +16,7 @@ from blip.client.answers import (
     Origin,
     Picture,
     TextAnswer,
+    ToolCall,
 )
 from blip.client.connection import DEFAULT_URL
 from blip.client.kinds import TaskAnswer
@@ -68,6 +69,7 @@ __all__ = [
     "TaskAnswer",
     "TextAnswer",
     "TextStream",
+    "ToolCall",
     "UpscaleAnswer",
     "Verdict",
     "VideoAnswer",

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,19 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the model calls; ``arguments`` are JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def parsed(self) -> Any:
+        """Return the arguments as an object. Raises ``ValueError`` if the answer was cut off."""
+        return json.loads(self.arguments)
+
+
+@dataclass(frozen=True, slots=True)
 class TextAnswer:
     """The whole answer of a chat or a completion; ``usage`` counts tokens."""
 
@@ -52,6 +65,7 @@ class TextAnswer:
     finish_reason: str
     usage: Mapping[str, int]
     origin: Origin
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +123,8 @@ class Piece:
     text: str = ""
     finish_reason: str | None = None
     usage: Mapping[str, int] | None = None
+    #: What is new in calls, as the event has it.
+    calls: Sequence[Mapping[str, Any]] = ()
 
 
 def read_timing(header: str) -> dict[str, float]:
@@ -173,8 +189,27 @@ def models_from(body: Any) -> list[ModelInfo]:
 def text_from(body: Any, origin: Origin) -> TextAnswer:
     """Read the answer of a chat or a completion."""
     choice = body["choices"][0]
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
-    return TextAnswer(text or "", choice["finish_reason"] or "", body.get("usage") or {}, origin)
+    message = choice.get("message") or {}
+    text = message["content"] if message else choice["text"]
+    calls = tool_calls(
+        [{"index": n, **call} for n, call in enumerate(message.get("tool_calls") or ())]
+    )
+    usage = body.get("usage") or {}
+    return TextAnswer(text or "", choice["finish_reason"] or "", usage, origin, calls)
+
+
+def tool_calls(pieces: Iterable[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
+    """Put calls together from their pieces, which the ``index`` tells apart."""
+    calls: dict[int, ToolCall] = {}
+    for piece in pieces:
+        known = calls.get(piece["index"], ToolCall("", "", ""))
+        function = piece.get("function") or {}
+        calls[piece["index"]] = ToolCall(
+            known.id or piece.get("id") or "",
+            known.name or function.get("name") or "",
+            known.arguments + (function.get("arguments") or ""),
+        )
+    return tuple(calls[index] for index in sorted(calls))
 
 
 def piece_from(data: str) -> Piece:
@@ -186,6 +221,7 @@ def piece_from(data: str) -> Piece:
     for choice in event.get("choices", ()):
         delta = choice.get("delta")
         piece.text += (delta.get("content") if delta is not None else choice.get("text")) or ""
+        piece.calls = [*piece.calls, *((delta or {}).get("tool_calls") or ())]
         piece.finish_reason = choice.get("finish_reason") or piece.finish_reason
     return piece
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 
-from blip.client.answers import Origin, piece_from
+from blip.client.answers import Origin, ToolCall, piece_from, tool_calls
 from blip.client.sse import Events
 from blip.errors import BlipError, NodeLost
 
@@ -120,8 +120,8 @@ class TextStream:
     """A text answer as it is made: iterate over its pieces, in an ``async with`` block.
 
     The request is sent when the block is entered, and errors that come before the first piece are
-    raised there; leaving the block early cancels the task. ``finish_reason`` and ``usage`` are
-    known once the iteration has ended.
+    raised there; leaving the block early cancels the task. ``finish_reason``, ``usage`` and
+    ``tool_calls`` are known once the iteration has ended.
     """
 
     def __init__(
@@ -132,6 +132,12 @@ class TextStream:
         self._error: BlipError | None = None
         self.finish_reason = ""
         self.usage: Mapping[str, int] = {}
+        self._calls: list[Mapping[str, Any]] = []
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The functions that the model calls, as far as they came."""
+        return tool_calls(self._calls)
 
     @property
     def origin(self) -> Origin:
@@ -164,6 +170,7 @@ class TextStream:
                 raise
             self.finish_reason = piece.finish_reason or self.finish_reason
             self.usage = piece.usage or self.usage
+            self._calls += piece.calls
             if piece.text:
                 return piece.text
         raise StopAsyncIteration

@@ -16,6 +16,7 @@ from blip.client.answers import (
     ModelInfo,
     Origin,
     TextAnswer,
+    ToolCall,
 )
 from blip.client.kinds import TaskAnswer
 from blip.client.pipelines import PipelineAnswer, RerankAnswer
@@ -281,6 +282,11 @@ class SyncTextStream:
     def usage(self) -> Mapping[str, int]:
         """Tokens used; known after the iteration."""
         return self._stream.usage
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The functions that the model calls; known after the iteration."""
+        return self._stream.tool_calls
 
     def __enter__(self) -> Self:
         self._client._wait(self._stream.__aenter__())

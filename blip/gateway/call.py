@@ -126,7 +126,7 @@ class LiveCall:
             return input_to_wire(self.value)  # its parts only told how far it was
         assert self.record is not None
         deltas = [delta_from_wire(part) for part in self.record]
-        if any(delta.text and not delta.ids for delta in deltas):
+        if any((delta.text or delta.calls) and not delta.ids for delta in deltas):
             return None
         ids = [each for delta in deltas for each in delta.ids]
         return input_to_wire(

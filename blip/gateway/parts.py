@@ -23,12 +23,14 @@ class Typed(Request):
 
     #: What the dialect calls such an object.
     noun: ClassVar[str] = "parts"
+    #: The way out of a type that is not supported.
+    hint: ClassVar[str] = "Send text only."
 
     def refuse_type(self, given: str, at: str) -> NoReturn:
         """Raise :class:`~blip.errors.UnsupportedField` for a type that is not supported."""
         raise UnsupportedField(
             f"'{at}type': {self.noun} of type '{given}' are not supported.",
-            hint="Send text only.",
+            hint=self.hint,
             param=at + "type",
         )
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from blip.errors import InvalidRequest
 from blip.gateway.fields import Ignored, Request
+from blip.gateway.formats import StructuredOutputs
 
 #: Choices of one prompt. OpenAI allows 128; here each is a task of its own on the mesh.
 MAX_CHOICES = 16
@@ -76,6 +77,8 @@ class SamplingRequest(Request):
     """Whether to send the answer piece by piece, as server-sent events."""
     stream_options: StreamOptions | None = None
     """Only with stream."""
+    structured_outputs: StructuredOutputs | None = None
+    """A form that the answer keeps to: a schema, a regular expression, ... vLLM's, not OpenAI's."""
     user: Annotated[str | None, Ignored()] = None
 
     def check(self, at: str = "") -> None:
@@ -99,7 +102,9 @@ class SamplingRequest(Request):
     def sampling(self, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
         """Return the keyword arguments of a :class:`~blip.kinds.text.TextInput`."""
         given = {name: getattr(self, name) for name in _SHARED & self.model_fields_set}
-        return wishes(**given, max_tokens=max_tokens, logprobs=logprobs)
+        form = self.structured_outputs
+        grammar = None if form is None else form.form("structured_outputs.")
+        return wishes(**given, max_tokens=max_tokens, logprobs=logprobs, grammar=grammar)
 
 
 _SHARED = frozenset(

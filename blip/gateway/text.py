@@ -19,6 +19,7 @@ from blip.kinds.text import (
     delta_from_wire,
     finish_from_wire,
 )
+from blip.kinds.tools import CallPiece
 
 #: OpenAI's word for "so unlikely that it does not matter"; JSON has no minus infinity.
 _LEAST = -9999.0
@@ -79,11 +80,13 @@ def likelihood(logprob: float) -> float:
 
 
 class Draft(NamedTuple):
-    """A choice that is complete."""
+    """A choice that is complete; ``stop`` is the stop sequence that ended it."""
 
     text: str
     logprobs: list[TokenLogprob]
     reason: FinishReason
+    calls: list[CallPiece]
+    stop: str | None
 
 
 async def collect(exchange: Exchange) -> list[Draft]:
@@ -96,27 +99,8 @@ def _draft(result: Result) -> Draft:
     finish = finish_from_wire(result.answer.payload)
     rows = [row for delta in deltas for row in delta.logprobs or ()] + list(finish.logprobs or ())
     text = "".join([*(delta.text for delta in deltas), finish.text])
-    return Draft(text, rows, finish.reason)
-
-
-def stopped_by(stops: Sequence[str], rows: Sequence[TokenLogprob]) -> str | None:
-    """Return the stop sequence that ended an answer, None if none did; ``rows`` are its tokens.
-
-    The one that was complete first ended it, the longest of those that were complete together. An
-    end marker has no row, and before the last token none was complete: so one that ends inside
-    the last token is the one.
-    """
-    if not rows:
-        return None
-    whole = b"".join(row.raw for row in rows)
-    before = len(whole) - len(rows[-1].raw)
-    ends: dict[str, tuple[int, int]] = {}
-    for stop in stops:
-        raw = stop.encode()
-        at = whole.find(raw, max(0, before - len(raw) + 1))
-        if at >= 0:
-            ends[stop] = (at + len(raw), -len(raw))
-    return min(ends, key=ends.__getitem__, default=None)
+    calls = [piece for delta in deltas for piece in delta.calls or ()] + list(finish.calls or ())
+    return Draft(text, rows, finish.reason, calls, finish.stop)
 
 
 class Chunks(Protocol):
@@ -130,8 +114,12 @@ class Chunks(Protocol):
         """A piece of a choice."""
         ...
 
-    def finish(self, index: int, reason: FinishReason) -> str:
-        """The end of a choice."""
+    def calls(self, index: int, pieces: list[CallPiece]) -> str:
+        """Pieces of the function calls of a choice."""
+        ...
+
+    def finish(self, index: int, reason: FinishReason, stop: str | None) -> str:
+        """The end of a choice, and the stop sequence if one ended it."""
         ...
 
     def usage(self, usage: Usage) -> str:
@@ -156,11 +144,14 @@ async def stream(
             last = ""
             if finish.text or finish.logprobs:
                 last = chunks.delta(index, finish.text, finish.logprobs)
-            return last + chunks.finish(index, finish.reason)
+            if finish.calls:
+                last += chunks.calls(index, finish.calls)
+            return last + chunks.finish(index, finish.reason, finish.stop)
         delta = delta_from_wire(item)
+        written = ""  # there may be ids only, whose text is still held back
         if delta.text or delta.logprobs:
-            return chunks.delta(index, delta.text, delta.logprobs)
-        return ""  # ids whose text is still held back
+            written = chunks.delta(index, delta.text, delta.logprobs)
+        return written + chunks.calls(index, delta.calls) if delta.calls else written
 
     def closing() -> str:
         return chunks.usage(usage_of(exchange.answers, choices)) if usage else ""

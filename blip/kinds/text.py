@@ -8,6 +8,8 @@ import msgpack
 from pydantic import Field
 
 from blip.kinds.base import TaskInput
+from blip.kinds.grammar import Grammar
+from blip.kinds.tools import CallPiece
 
 #: Output tokens that are assumed when a request sets no limit, for placement only.
 TYPICAL_OUTPUT_TOKENS = 256
@@ -18,7 +20,7 @@ PREFILL_SHARE = 1 / 16
 #: English text has about this many characters a token in common vocabularies.
 CHARS_PER_TOKEN = 4
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class TextInput(TaskInput):
@@ -41,6 +43,7 @@ class TextInput(TaskInput):
     )
     seed: int | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    grammar: Grammar | None = None
     generated: list[int] = Field(default_factory=list)
 
 
@@ -68,39 +71,60 @@ class Delta(NamedTuple):
 
     ``ids`` are the token ids behind ``text`` and may run ahead of it while a character or a
     possible stop sequence is still incomplete. A gateway that has the ids of everything it
-    delivered can have another node continue.
+    delivered can have another node continue. ``calls`` are pieces of function calls.
     """
 
     text: str
     ids: list[int]
     logprobs: list[TokenLogprob] | None = None
+    calls: list[CallPiece] | None = None
 
 
 class Finish(NamedTuple):
-    """The DONE payload of a text task. ``text`` is what was held back until the end."""
+    """The DONE payload of a text task. ``text`` is what was held back until the end.
+
+    ``stop`` is the stop sequence that ended it, None if none did.
+    """
 
     reason: FinishReason
     text: str = ""
     ids: list[int] = []  # noqa: RUF012  (never mutated; a NamedTuple default, not a class attribute)
     logprobs: list[TokenLogprob] | None = None
+    calls: list[CallPiece] | None = None
+    stop: str | None = None
+
+
+#: Fields that deltas and finishes had from the beginning; later ones travel only if they are set,
+#: so that a gateway of another version reads what it knows.
+_ALWAYS = {Delta: 3, Finish: 4}
 
 
 def delta_to_wire(delta: Delta | Finish) -> bytes:
     """Encode a delta or a finish as a msgpack array."""
-    packed: bytes = msgpack.packb(delta)
+    least, size = _ALWAYS[type(delta)], len(delta)
+    while size > least and delta[size - 1] is None:
+        size -= 1
+    packed: bytes = msgpack.packb(delta[:size])
     return packed
 
 
 def delta_from_wire(payload: bytes | memoryview) -> Delta:
     """Decode a DATA payload. Raises ``ValueError`` or ``TypeError`` on anything else."""
-    text, ids, logprobs = msgpack.unpackb(payload)
-    return Delta(text, ids, _logprobs(logprobs))
+    text, ids, logprobs, *more = msgpack.unpackb(payload)
+    if not more:  # nearly all
+        return Delta(text, ids, _logprobs(logprobs))
+    return Delta(text, ids, _logprobs(logprobs), _calls(more[0]))
 
 
 def finish_from_wire(payload: bytes | memoryview) -> Finish:
     """Decode a DONE payload. Raises ``ValueError`` or ``TypeError`` on anything else."""
-    reason, text, ids, logprobs = msgpack.unpackb(payload)
-    return Finish(reason, text, ids, _logprobs(logprobs))
+    reason, text, ids, logprobs, *more = msgpack.unpackb(payload)
+    calls, stop = [*more, None, None][:2]
+    return Finish(reason, text, ids, _logprobs(logprobs), _calls(calls), stop)
+
+
+def _calls(pieces: list[Any] | None) -> list[CallPiece] | None:
+    return None if pieces is None else [CallPiece(*piece) for piece in pieces]
 
 
 def _logprobs(rows: list[Any] | None) -> list[TokenLogprob] | None:

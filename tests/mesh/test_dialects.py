@@ -99,6 +99,74 @@ async def ollamas(mesh: Served) -> None:
         assert (shown.modelinfo or {})["general.context_length"] == 2048
 
 
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 8}, "days": {"enum": [1, 2]}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "weather", "description": "Says it", "parameters": SCHEMA},
+}
+
+
+def valid(value: Any) -> bool:
+    """Whether something is as the schema has it."""
+    return (
+        isinstance(value, dict)
+        and set(value) == {"city", "days"}
+        and len(value["city"]) <= 8
+        and value["days"] in (1, 2)
+    )
+
+
+async def tools_and_schemas(mesh: Served) -> None:
+    wild = {"seed": 1, "temperature": 1.5}
+    form = {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}
+    async with openai.AsyncOpenAI(base_url=f"{mesh.origin}/v1", api_key="none") as client:
+        create: Any = client.chat.completions.create
+        wrapped = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
+        answer = await create(model="tiny-chat", messages=ASK, response_format=wrapped, n=3, **wild)
+        assert all(valid(json.loads(choice.message.content)) for choice in answer.choices)
+        called = await create(
+            model="tiny-chat",
+            messages=ASK,
+            tools=[TOOL],
+            tool_choice="required",
+            parallel_tool_calls=False,
+            **wild,
+        )
+        (choice,) = called.choices
+        assert choice.finish_reason == "tool_calls"
+        assert valid(json.loads(choice.message.tool_calls[0].function.arguments))
+        responding: Any = client.responses.create
+        response = await responding(
+            model="tiny-chat", input=QUESTION, text={"format": form}, extra_body=wild
+        )
+        assert valid(json.loads(response.output_text))
+        bad = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "strin"}}}
+        with pytest.raises(openai.BadRequestError, match="Invalid type: strin") as caught:
+            await create(model="tiny-chat", messages=ASK, response_format=bad)
+        assert caught.value.param == "response_format.json_schema.schema"
+    async with anthropic.AsyncAnthropic(base_url=mesh.origin, api_key="none") as client:
+        stream: Any = client.messages.stream(
+            model="tiny-chat",
+            messages=ASK,
+            max_tokens=200,
+            tools=[{"name": "weather", "input_schema": SCHEMA}],
+            tool_choice={"type": "tool", "name": "weather"},
+            extra_body=wild,
+        )
+        async with stream as events:
+            message = await events.get_final_message()
+        assert message.stop_reason == "tool_use"
+        assert valid(message.content[0].input)
+    async with ollama.AsyncClient(mesh.origin) as client:
+        said = await client.chat("tiny-chat", ASK, format=SCHEMA, options=wild)
+        assert valid(json.loads(said.message.content or ""))
+
+
 async def the_originals_line(mesh: Served) -> None:
     process = await asyncio.create_subprocess_shell(
         f"curl -sS -X POST {mesh.origin}/api/v1/inference/text-generation "
@@ -139,6 +207,7 @@ async def test_every_client_over_one_mesh() -> None:
         await responses(mesh)
         await messages(mesh)
         await ollamas(mesh)
+        await tools_and_schemas(mesh)
         if shutil.which("curl"):
             await the_originals_line(mesh)
         await closing_a_stream(mesh)

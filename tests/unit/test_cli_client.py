@@ -81,6 +81,25 @@ async def test_run_raw_and_piped(
     assert backend.inputs[0].prompt == "go:\n\nfrom a pipe"
 
 
+async def test_run_with_a_schema(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    backend = mesh()
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "object"}')
+    for given in (str(file), ' {"type": "object"}'):
+        for more in ([], ["--raw"]):
+            assert await blip(backend, "run", "parrot", "x", "--json-schema", given, *more) == 0
+    assert [json.loads(sent.grammar.text) for sent in backend.inputs] == [{"type": "object"}] * 4
+    capsys.readouterr()
+    file.write_text("[1]")
+    for wrong, said in (
+        (str(file), "must be an object"),
+        ("{", "not valid JSON"),
+        (str(tmp_path / "none.json"), "cannot be read"),
+    ):
+        assert await blip(backend, "run", "parrot", "x", "--json-schema", wrong) == 1
+        assert said in capsys.readouterr().err
+
+
 async def test_run_without_a_prompt(capsys: pytest.CaptureFixture[str]) -> None:
     assert await blip(mesh(), "run", "parrot") == 1
     assert "error: there is no prompt" in capsys.readouterr().err

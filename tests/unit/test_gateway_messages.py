@@ -17,8 +17,7 @@ from pydantic import TypeAdapter
 from blip.errors import DeadlineExceeded, NodeLost, Overloaded, RuntimeFailed, Unavailable
 from blip.gateway.mesh import Answer
 from blip.gateway.settings import GatewaySettings
-from blip.gateway.text import stopped_by
-from blip.kinds.text import Delta, Finish, TokenLogprob, delta_to_wire
+from blip.kinds.text import Delta, Finish, delta_to_wire
 from tests.unit.gateway_mesh import MemoryMesh, Work, failing, mesh, served
 from tests.unit.test_gateway_openai import SAID
 
@@ -147,21 +146,14 @@ async def test_events_on_the_wire() -> None:
 # --- stop sequences --------------------------------------------------------------------------
 
 
-def row(text: str | bytes) -> TokenLogprob:
-    raw = text if isinstance(text, bytes) else text.encode()
-    return TokenLogprob(raw.decode(errors="replace"), -0.5, raw, [])
-
-
-def stopping(tokens: list[str], shown: str, *, marker: bool = False) -> Any:
-    """A model that says tokens, of which ``shown`` is shown; with an end marker after them."""
+def stopping(shown: str, stop: str | None) -> Any:
+    """A model that says something and then a stop sequence, or an end marker."""
 
     async def node(value: Any) -> Work:
-        assert value.logprobs == (0 if value.stop else None)
-        last = None if marker else [row(tokens[-1])]
-        for token in tokens if marker else tokens[:-1]:
-            yield delta_to_wire(Delta("", [1], [row(token)]))
-        usage = {"prompt_tokens": 1, "completion_tokens": len(tokens)}
-        yield Answer(delta_to_wire(Finish("stop", shown, [2], last)), usage, 1.0)
+        assert value.logprobs is None
+        yield delta_to_wire(Delta(shown, [1]))
+        usage = {"prompt_tokens": 1, "completion_tokens": 2}
+        yield Answer(delta_to_wire(Finish("stop", "", [2], stop=stop)), usage, 1.0)
 
     return node
 
@@ -169,7 +161,7 @@ def stopping(tokens: list[str], shown: str, *, marker: bool = False) -> Any:
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_which_stop_sequence_ended_it(streamed: bool) -> None:
     backend = mesh()
-    backend.nodes_by_model["stopping"] = stopping(["a", " E", "ND."], "a ")
+    backend.nodes_by_model["stopping"] = stopping("a ", "END")
     request: Any = {**LEAST, "model": "stopping", "stop_sequences": ["STOP", "END"]}
     async with client_of(backend) as client:
         if streamed:
@@ -184,28 +176,12 @@ async def test_which_stop_sequence_ended_it(streamed: bool) -> None:
 
 async def test_an_end_marker_is_no_stop_sequence() -> None:
     backend = mesh()
-    backend.nodes_by_model["stopping"] = stopping(["a", " b"], "a b", marker=True)
+    backend.nodes_by_model["stopping"] = stopping("a b", None)
     async with client_of(backend) as client:
         answer = await client.messages.create(
             **{**LEAST, "model": "stopping"}, stop_sequences=["<|im_end|>", "c"]
         )
     assert (answer.stop_reason, answer.stop_sequence) == ("end_turn", None)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "stops", "found"),
-    [
-        ([], ["a"], None),
-        (["a", "b"], ["ab"], "ab"),
-        (["xa", "bcd"], ["abcd", "bc", "abc"], "abc"),  # first complete, then the longest
-        (["a", "b"], ["a"], None),  # that would have ended it at once
-        (["aa", "a"], ["aaa"], "aaa"),
-        ([b"\xf0\x9f\x8c", b"\x8a!"], ["🌊"], "🌊"),
-        (["ab"], [], None),
-    ],
-)
-def test_stopped_by(tokens: list[Any], stops: list[str], found: str | None) -> None:
-    assert stopped_by(stops, [row(token) for token in tokens]) == found
 
 
 # --- errors ----------------------------------------------------------------------------------
@@ -256,11 +232,10 @@ async def test_errors_after_the_first_byte() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"name": "f", "input_schema": {}}]}, "tools"),
-        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tools": [{"name": "f", "type": "bash_20250124"}]}, "tools.0.type"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
         ({"output_config": {"effort": "low"}}, "output_config.effort"),
-        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
+        ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
         ({"container": "c"}, "container"),
         ({"inference_geo": "eu"}, "inference_geo"),
         (
@@ -286,6 +261,19 @@ async def test_refused_by_name(fields: dict[str, Any], param: str) -> None:
         ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"mcp_servers": []}, "mcp_servers"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
+        ({"tools": [{"name": "f"}]}, "tools.0.input_schema"),
+        ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools.0.name"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "tool_use"}]}]},
+            "messages.0.content.0.type",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]},
+            "messages.0.content.0.tool_use_id",
+        ),
     ],
 )
 async def test_wrong_by_name(fields: dict[str, Any], param: str) -> None:

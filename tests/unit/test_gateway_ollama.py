@@ -309,8 +309,7 @@ async def test_errors_after_the_first_byte() -> None:
 @pytest.mark.parametrize(
     ("route", "fields", "param"),
     [
-        ("chat", {"tools": [{"type": "function"}]}, "tools"),
-        ("chat", {"format": "json"}, "format"),
+        ("chat", {"tools": [{"type": "retrieval"}]}, "tools.0.type"),
         ("chat", {"think": "high"}, "think"),
         ("chat", {"options": {"min_p": 0.05}}, "options.min_p"),
         ("chat", {"options": {"mirostat": 2}}, "options.mirostat"),

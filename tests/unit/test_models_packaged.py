@@ -7,11 +7,13 @@ is converted, which takes half a minute.
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy
 import pytest
 
+from blip.kinds.tools import joined
 from blip_node.models import ModelSpec, describe, prepare
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.embedding import EmbeddingRuntime
@@ -43,6 +45,40 @@ async def test_smollm2_chats(tmp_path: Path) -> None:
         assert finish.reason == "stop"
         prompt = runtime._engine._prompt(job.input).ids  # type: ignore[union-attr]
         assert ids == generate(folder, prompt, 20)
+        schema = {
+            "type": "object",
+            "properties": {"capital": {"type": "string", "maxLength": 40}},
+            "required": ["capital"],
+            "additionalProperties": False,
+        }
+        grammar = {"form": "json", "text": json.dumps(schema)}
+        asked = [{"role": "user", "content": "What is the capital of France? Answer in JSON."}]
+        job = RecordingJob("chat", messages=asked, temperature=0, max_tokens=60, grammar=grammar)
+        text, _, finish, _ = await answer(runtime, job)
+        assert finish.reason == "stop"
+        assert "Paris" in json.loads(text)["capital"]
+        tool = {
+            "name": "get_weather",
+            "description": "Get the weather of a city",
+            "parameters": schema
+            | {"properties": {"city": {"type": "string"}}, "required": ["city"]},
+        }
+        tool["parameters"] = json.dumps(tool["parameters"])
+        asked = [{"role": "user", "content": "What is the weather like in Berlin?"}]
+        job = RecordingJob(
+            "chat",
+            messages=asked,
+            temperature=0,
+            max_tokens=80,
+            tools=[tool],
+            tool_choice="required",
+            parallel_tool_calls=False,
+        )
+        _, _, finish, _ = await answer(runtime, job)
+        pieces = [piece for delta in job.deltas for piece in delta.calls or ()]
+        (call,) = joined([*pieces, *(finish.calls or ())])
+        assert (finish.reason, call.name) == ("tool_calls", "get_weather")
+        assert "Berlin" in json.loads(call.arguments)["city"]
     finally:
         runtime.close()
 

@@ -318,13 +318,13 @@ class TestRefusals:
     async def test_a_template_that_objects(self, tmp_path: Path) -> None:
         folder = make_random(tmp_path)
         (folder / "chat_template.jinja").write_text(
-            "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}"
+            "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no systems') }}"
             "{% endif %}{{ m.role }}{{ m.content }}{{ m.name }}{% endfor %}"
         )
         runtime = load(folder)
         try:
-            messages = [{"role": "tool", "content": "42"}]
-            with pytest.raises(InvalidRequest, match="no tools") as caught:
+            messages = [{"role": "system", "content": "42"}]
+            with pytest.raises(InvalidRequest, match="no systems") as caught:
                 await runtime.run(RecordingJob("chat", messages=messages))
             assert caught.value.param == "messages"
             runtime._engine._tokenizer.chat_template = "{{ '' }}"  # type: ignore[union-attr]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -25,6 +26,8 @@ from blip.errors import (
     Unavailable,
     UnsupportedField,
 )
+from blip.kinds.grammar import ANY_OBJECT
+from blip.kinds.tools import joined
 from blip_node.runtimes import runtime_for
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.openai import OpenAIRuntime
@@ -454,3 +457,127 @@ async def test_embeddings_that_are_none(body: Any, said: str) -> None:
     async with engine_server(embed=refuses(200, body)) as server, speaking(server) as runtime:
         with pytest.raises(Unavailable, match=said):
             await runtime.run(RecordingJob("embedding", texts=["a", "b"]))
+
+
+# --- tools and forms -------------------------------------------------------------------------
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+TOOLS: list[dict[str, Any]] = [
+    {"name": "f", "description": "d", "parameters": json.dumps(SCHEMA), "strict": True},
+    {"name": "g"},
+]
+
+
+def calling(reason: str, *calls: dict[str, Any]) -> Any:
+    """An engine that calls, a piece a chunk."""
+    chunks = []
+    for call in calls:
+        each = chunk("")
+        each["choices"][0]["delta"] = {"content": None, "tool_calls": [call]}
+        chunks.append(each)
+    return streams(chunk("Well. "), *chunks, chunk(None, reason), usage(5, 3))
+
+
+def piece(index: int | None, id: str | None, name: str | None, arguments: str | None) -> Any:
+    found = {"index": index, "id": id, "function": {"name": name, "arguments": arguments}}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("reason", "pieces"),
+    [
+        (  # OpenAI, vLLM, SGLang
+            "tool_calls",
+            [
+                piece(0, "a", "f", ""),
+                piece(0, None, None, '{"a":'),
+                piece(0, None, None, " 1}"),
+                piece(1, "b", "g", "{}"),
+            ],
+        ),
+        # whole calls, all of one index, or of none
+        ("tool_calls", [piece(0, "a", "f", '{"a": 1}'), piece(0, "b", "g", "{}")]),
+        ("stop", [piece(None, "a", "f", '{"a": 1}'), piece(None, "b", "g", "{}")]),
+        # name and id on every chunk
+        (
+            "stop",
+            [piece(0, "a", "f", '{"a":'), piece(0, "a", "f", " 1}"), piece(1, "b", "g", "{}")],
+        ),
+    ],
+)
+async def test_calls(reason: str, pieces: list[Any]) -> None:
+    async with (
+        engine_server(chat=calling(reason, *pieces)) as server,
+        speaking(server, dialect="vllm") as runtime,
+    ):
+        job = RecordingJob("chat", messages=HELLO, tools=TOOLS)
+        text, _, finish, _ = await answer(runtime, job)
+    assert (text, finish.reason) == ("Well. ", "tool_calls")
+    calls = joined([each for delta in job.deltas for each in delta.calls or ()])
+    assert calls == [(0, "f", '{"a": 1}'), (1, "g", "{}")]
+
+
+async def test_tools_and_forms_are_passed_on() -> None:
+    talk: list[dict[str, Any]] = [
+        *HELLO,
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "c", "name": "f", "arguments": "{}"}],
+        },
+        {"role": "tool", "content": "42", "tool_call_id": "c"},
+    ]
+    form = {"form": "json", "text": json.dumps(SCHEMA), "strict": False}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("chat", {"messages": talk, "tools": TOOLS, "parallel_tool_calls": False}),
+        ("chat", {"messages": HELLO, "tools": TOOLS, "tool_choice": "required", "grammar": form}),
+        ("chat", {"messages": HELLO, "tools": TOOLS, "tool": "g"}),
+        ("chat", {"messages": HELLO, "grammar": {"form": "json", "text": ANY_OBJECT}}),
+        ("chat", {"messages": HELLO, "grammar": {"form": "regex", "text": "a+"}}),
+        ("completion", {"prompt": "x", "grammar": form}),
+        ("completion", {"prompt": "x", "grammar": {"form": "choice", "choices": ["a", "b"]}}),
+        ("completion", {"prompt": "x", "grammar": {"form": "lark", "text": "start: /a/"}}),
+    ]
+    plain = streams({"choices": [{"index": 0, "text": "", "delta": {}, "finish_reason": "stop"}]})
+    async with engine_server(chat=plain) as server:
+        async with speaking(server, dialect="vllm") as runtime:
+            for kind, fields in asked:
+                await runtime.run(RecordingJob(kind, **fields))
+        async with speaking(server, dialect="ollama") as runtime:
+            for kind, fields in asked[4:6]:
+                with pytest.raises(UnsupportedField) as caught:
+                    await runtime.run(RecordingJob(kind, **fields))
+                assert caught.value.param == "grammar"
+    history, required, named, any_object, regex, schema, choice, lark = server.bodies
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    assert history["messages"][1:] == [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "42", "tool_call_id": "c"},
+    ]
+    described = {"name": "f", "description": "d", "parameters": SCHEMA, "strict": True}
+    assert history["tools"][0] == {"type": "function", "function": described}
+    assert history["tools"][1]["function"]["parameters"] == {"type": "object", "properties": {}}
+    assert history["parallel_tool_calls"] is False
+    assert "tool_choice" not in history
+    assert required["tool_choice"] == "required"
+    named_schema = {"name": "answer", "schema": SCHEMA, "strict": False}
+    assert required["response_format"] == {"type": "json_schema", "json_schema": named_schema}
+    assert named["tool_choice"] == {"type": "function", "function": {"name": "g"}}
+    assert any_object["response_format"] == {"type": "json_object"}
+    assert regex["structured_outputs"] == {"regex": "a+"}
+    assert schema["structured_outputs"] == {"json": SCHEMA}
+    assert choice["structured_outputs"] == {"choice": ["a", "b"]}
+    assert lark["structured_outputs"] == {"grammar": "start: /a/"}
+
+
+async def test_the_stop_sequence_that_vllm_names() -> None:
+    ended = streams(chunk("a"), chunk(None, "stop", stop_reason="END"))
+    async with engine_server(chat=ended) as server, speaking(server) as runtime:
+        *_, finish, _ = await answer(runtime, RecordingJob("chat", messages=HELLO, stop=["END"]))
+    assert finish.stop == "END"
+
+
+async def test_calls_that_are_none() -> None:
+    bad = calling("tool_calls", {"index": "x", "function": {}})
+    async with engine_server(chat=bad) as server, speaking(server) as runtime:
+        assert "tool_calls" in (await fails(runtime, tools=TOOLS)).message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,12 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="Stop before this text; up to 4 times.")
     ] = None,
+    json_schema: Annotated[
+        str | None,
+        typer.Option(
+            "--json-schema", metavar="FILE|TEXT", help="The answer is JSON of this schema."
+        ),
+    ] = None,
     priority: Priority = None,
     deadline: Deadline = None,
     require: Require = None,
@@ -38,7 +44,14 @@ def run(
     """Ask a model. Text that is piped in goes with the prompt."""
     from blip.cli import ask
 
-    sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop}
+    sampling: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "stop": stop,
+    }
+    if json_schema is not None:
+        sampling["structured_outputs"] = {"json": ask.read_schema(json_schema)}
     request = ask.Request(
         model,
         system,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
@@ -12,6 +13,7 @@ from blip.errors import InvalidRequest, UnsupportedField
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Ignored, Refused, Request
+from blip.gateway.formats import ResponseFormat
 from blip.gateway.parts import Content, joined
 from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.sampling import SamplingRequest
@@ -21,15 +23,29 @@ from blip.gateway.text import (
     collect,
     likelihood,
     quote,
+    safe,
     stream,
     usage_of,
     with_seeds,
 )
+from blip.gateway.tools import (
+    AnswerCall,
+    AnswerCallPiece,
+    CallParam,
+    Mode,
+    ToolChoice,
+    Tools,
+    answer_calls,
+    choice_of,
+    piece_json,
+    tool_fields,
+)
 from blip.gateway.upload import decode_picture
 from blip.kinds.chat import CHAT, ChatInput, ChatMessage
 from blip.kinds.text import FinishReason, TokenLogprob
+from blip.kinds.tools import CallPiece
 
-_NO_TOOLS = "This mesh runs no tools: describe them in the prompt, or leave the field out."
+_USE_TOOLS = "Use tools: functions are an older form of them."
 
 
 # --- the request -----------------------------------------------------------------------------
@@ -91,11 +107,13 @@ class Message(Request):
     """Who is speaking, for models whose template has a place for it."""
     refusal: str | None = None
     """What an assistant said instead of content."""
-    tool_call_id: Annotated[str | None, Ignored()] = None
+    tool_calls: list[CallParam] | None = None
+    """What an assistant called."""
+    tool_call_id: str | None = None
+    """The call that a tool's message answers."""
     annotations: Annotated[Any, Ignored()] = None
     audio: Annotated[Any, Refused("Send the transcript as content.")] = None
-    function_call: Annotated[Any, Refused(_NO_TOOLS)] = None
-    tool_calls: Annotated[Any, Refused(_NO_TOOLS, [])] = None
+    function_call: Annotated[Any, Refused(_USE_TOOLS)] = None
 
     def plain(self, at: str) -> ChatMessage:
         """Return the message as models get it: several parts become paragraphs."""
@@ -105,12 +123,24 @@ class Message(Request):
             pieces = (part.piece(f"{at}content.{n}.") for n, part in enumerate(content))
             found = joined(pieces, f"{at}content")
         else:
-            text = self.refusal if content is None else content
-            if text is None:
-                raise InvalidRequest(f"'{at}content' is missing.", param=at + "content")
-            found = Content(text, [])
+            found = Content((self.refusal if content is None else content) or "", [])
+        calls = [
+            call.plain(f"{at}tool_calls.{index}.")
+            for index, call in enumerate(self.tool_calls or ())
+        ]
+        if calls and self.role != "assistant":
+            raise InvalidRequest(
+                f"'{at}tool_calls': only an assistant calls tools.", param=at + "tool_calls"
+            )
+        if content is None and self.refusal is None and not calls:
+            raise InvalidRequest(f"'{at}content' is missing.", param=at + "content")
         return ChatMessage(
-            role=self.role, content=found.text, name=self.name, pictures=found.pictures
+            role=self.role,
+            content=found.text,
+            name=self.name,
+            pictures=found.pictures,
+            tool_calls=calls,
+            tool_call_id=self.tool_call_id if self.role == "tool" else None,
         )
 
 
@@ -126,8 +156,16 @@ class ChatRequest(SamplingRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """How many alternatives to list for each token; needs logprobs."""
 
+    response_format: ResponseFormat | None = None
+    """A form that the answer keeps to."""
+    tools: Tools | None = None
+    """Functions that the model may call."""
+    tool_choice: Mode | ToolChoice | None = None
+    """Whether it may, must, or must not; or the function that it must."""
+    parallel_tool_calls: bool | None = None
+    """False for at most one call an answer."""
+
     metadata: Annotated[Any, Ignored()] = None
-    parallel_tool_calls: Annotated[Any, Ignored()] = None
     prompt_cache_key: Annotated[Any, Ignored()] = None
     prompt_cache_options: Annotated[Any, Ignored()] = None
     prompt_cache_retention: Annotated[Any, Ignored()] = None
@@ -135,20 +173,15 @@ class ChatRequest(SamplingRequest):
     service_tier: Annotated[Any, Ignored()] = None
 
     audio: Annotated[Any, Refused("Answers are text.")] = None
-    function_call: Annotated[Any, Refused(_NO_TOOLS, "none", "auto")] = None
-    functions: Annotated[Any, Refused(_NO_TOOLS, [])] = None
+    function_call: Annotated[Any, Refused(_USE_TOOLS, "none", "auto")] = None
+    functions: Annotated[Any, Refused(_USE_TOOLS, [])] = None
     modalities: Annotated[Any, Refused("Answers are text.", ["text"])] = None
     moderation: Annotated[Any, Refused("Nothing here moderates; do it before or after.")] = None
     prediction: Annotated[Any, Refused("Leave it out; it only saves OpenAI's time.")] = None
     reasoning_effort: Annotated[Any, Refused("Say in the prompt how hard to think.")] = None
-    response_format: Annotated[
-        Any, Refused("Ask for the format in the prompt and check what comes.", {"type": "text"})
-    ] = None
     store: Annotated[Any, Refused("Nothing is stored here; keep the answer yourself.", False)] = (
         None
     )
-    tool_choice: Annotated[Any, Refused(_NO_TOOLS, "none", "auto")] = None
-    tools: Annotated[Any, Refused(_NO_TOOLS, [])] = None
     verbosity: Annotated[Any, Refused("Say in the prompt how long to answer.", "medium")] = None
     web_search_options: Annotated[Any, Refused("Put what you found into the prompt.")] = None
 
@@ -170,7 +203,19 @@ class ChatRequest(SamplingRequest):
         messages = [
             message.plain(f"messages.{index}.") for index, message in enumerate(self.messages)
         ]
-        return ChatInput(messages=messages, **self.sampling(limit, top))
+        tools = [tool.plain(f"tools.{index}.") for index, tool in enumerate(self.tools or ())]
+        calling = tool_fields(tools, choice_of(self.tool_choice), self.parallel_tool_calls)
+        sampling = self.sampling(limit, top)
+        if self.response_format is not None:
+            grammar = self.response_format.grammar("response_format.")
+            if grammar is not None and "grammar" in sampling:
+                raise InvalidRequest(
+                    "'response_format' and 'structured_outputs' both give the answer a form; "
+                    "send one of them.",
+                    param="structured_outputs",
+                )
+            sampling |= {"grammar": grammar} if grammar is not None else {}
+        return ChatInput(messages=messages, **sampling, **calling)
 
 
 # --- the answer ------------------------------------------------------------------------------
@@ -206,11 +251,21 @@ class ChatAnswerMessage(BaseModel):
     annotations: list[Any] = []
 
 
+class ChatCallingMessage(BaseModel):
+    """What the model called, and what it said before."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: str | None = None
+    annotations: list[Any] = []
+    tool_calls: list[AnswerCall]
+
+
 class ChatChoice(BaseModel):
     """One answer."""
 
     index: int
-    message: ChatAnswerMessage
+    message: ChatAnswerMessage | ChatCallingMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
 
@@ -233,6 +288,7 @@ class ChatDelta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: str | None = None
+    tool_calls: list[AnswerCallPiece] | None = None
 
 
 class ChatChunkChoice(BaseModel):
@@ -277,7 +333,8 @@ def chat_logprobs(rows: list[TokenLogprob]) -> ChatLogprobs:
 class ChatChunks:
     """Writes :class:`ChatCompletionChunk` events; what does not change is written once."""
 
-    def __init__(self, completion_id: str, body: ChatRequest) -> None:
+    def __init__(self, completion_id: str, body: ChatRequest, tasks: Sequence[str]) -> None:
+        self._tasks = tasks
         self._choices = body.choices
         self._logprobs = bool(body.logprobs)
         self._head = (
@@ -309,7 +366,12 @@ class ChatChunks:
             f'"finish_reason":null}}]{self._tail}'
         )
 
-    def finish(self, index: int, reason: FinishReason) -> str:
+    def calls(self, index: int, pieces: list[CallPiece]) -> str:
+        """Pieces of calls."""
+        shape = ",".join(safe(piece_json(self._tasks[index], piece)) for piece in pieces)
+        return f'{self._head}{{"index":{index},"delta":{{"tool_calls":[{shape}]{self._plain}'
+
+    def finish(self, index: int, reason: FinishReason, stop: str | None) -> str:
         """The end of a choice."""
         return (
             f'{self._head}{{"index":{index},"delta":{{}},"logprobs":null,'
@@ -331,23 +393,30 @@ async def create(exchange: Exchange, body: ChatRequest) -> web.StreamResponse:
     exchange.start(CHAT, body.model, with_seeds(body.task(), body.choices))
     completion_id = f"chatcmpl-{exchange.calls[0].task_id}"
     if body.stream:
-        chunks = ChatChunks(completion_id, body)
+        chunks = ChatChunks(completion_id, body, [call.task_id for call in exchange.calls])
         return await stream(exchange, chunks, body.choices, usage=body.wants_usage)
     drafts = await collect(exchange)
     answer = ChatCompletion(
         id=completion_id,
         created=int(time.time()),
         model=body.model,
-        choices=[_choice(index, draft, body) for index, draft in enumerate(drafts)],
+        choices=[
+            _choice(index, draft, body, exchange.calls[index].task_id)
+            for index, draft in enumerate(drafts)
+        ],
         usage=usage_of(exchange.answers, body.choices),
     )
     return web.Response(text=answer.model_dump_json(), content_type="application/json")
 
 
-def _choice(index: int, draft: Draft, body: ChatRequest) -> ChatChoice:
+def _choice(index: int, draft: Draft, body: ChatRequest, task_id: str) -> ChatChoice:
+    message: ChatAnswerMessage | ChatCallingMessage = ChatAnswerMessage(content=draft.text)
+    if draft.calls:
+        calls = answer_calls(task_id, draft.calls)
+        message = ChatCallingMessage(content=draft.text or None, tool_calls=calls)
     return ChatChoice(
         index=index,
-        message=ChatAnswerMessage(content=draft.text),
+        message=message,
         logprobs=chat_logprobs(draft.logprobs) if body.logprobs else None,
         finish_reason=draft.reason,
     )

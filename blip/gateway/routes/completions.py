@@ -17,6 +17,7 @@ from blip.gateway.sampling import SamplingRequest, TokenId
 from blip.gateway.text import Usage, collect, likelihood, quote, stream, usage_of, with_seeds
 from blip.kinds.completion import COMPLETION, CompletionInput
 from blip.kinds.text import FinishReason, TokenLogprob
+from blip.kinds.tools import CallPiece
 
 #: OpenAI's default for this route.
 _DEFAULT_MAX_TOKENS = 16
@@ -157,7 +158,11 @@ class CompletionChunks:
             ).model_dump_json()
         return self._chunk(index, quote(text), shape, "null")
 
-    def finish(self, index: int, reason: FinishReason) -> str:
+    def calls(self, index: int, pieces: list[CallPiece]) -> str:
+        """Nothing: completions call no functions."""
+        return ""
+
+    def finish(self, index: int, reason: FinishReason, stop: str | None) -> str:
         """The end of a choice."""
         return self._chunk(index, '""', "null", f'"{reason}"')
 

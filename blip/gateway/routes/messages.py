@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, ClassVar, Literal
 
 from aiohttp import web
@@ -11,7 +12,8 @@ from blip.errors import InvalidRequest, UnsupportedField
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Ignored, Refused, Request
-from blip.gateway.parts import Content, Part, Typed, contents
+from blip.gateway.formats import Schema, of_schema
+from blip.gateway.parts import Content, Part, Typed, contents, joined
 from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.routes.messages_answer import (
     DIALECT,
@@ -32,10 +34,13 @@ from blip.gateway.sampling import (
     wishes,
 )
 from blip.gateway.text import collect, stream, usage_of
+from blip.gateway.tools import ANY, Choice, tool_fields, tool_of
 from blip.gateway.upload import decode_picture
 from blip.kinds.chat import CHAT, ChatInput, ChatMessage
+from blip.kinds.grammar import Grammar
+from blip.kinds.tools import MAX_TOOLS, Tool, ToolCall, ToolName
 
-_NO_TOOLS = "This mesh runs no tools: describe them in the prompt, or leave the field out."
+_NO_CONTAINER = "This mesh runs no code of its own: describe functions as tools and run them."
 
 Role = Literal["user", "assistant", "system"]
 
@@ -54,8 +59,8 @@ class ImageSource(Typed):
     file_id: Annotated[Any, Refused("Send the picture itself, with type base64.")] = None
 
 
-class Block(Part):
-    """A block of content: text, or a picture for models that see."""
+class ContentBlock(Part):
+    """A text, or a picture for models that see."""
 
     noun: ClassVar[str] = "blocks"
 
@@ -85,18 +90,171 @@ class Block(Part):
         return decode_picture(source.data, f"{at}source.data")
 
 
+class Block(ContentBlock):
+    """A block of content: text, a picture, an assistant's call of a tool, or what came of one."""
+
+    hint: ClassVar[str] = "Send text, image, tool_use and tool_result."
+
+    type: str
+    """text, image, tool_use, or tool_result."""
+    id: str | None = None
+    """Of a tool_use."""
+    name: str | None = None
+    """The tool that is used."""
+    input: dict[str, Any] | None = None
+    """What the tool is given."""
+    tool_use_id: str | None = None
+    """The tool_use whose result this is."""
+    content: str | list[ContentBlock] | None = None
+    """The result: text, or texts and pictures in blocks."""
+    is_error: bool | None = None
+    """Whether the tool failed; the model gets to read that."""
+    caller: Annotated[Any, Ignored()] = None
+
+    def call(self, at: str) -> ToolCall:
+        """Return a tool_use; ``at`` is where the block stands in the body, ending in a dot."""
+        given = self._with(at, "id", "name", "input")
+        return ToolCall(id=given.id, name=given.name, arguments=json.dumps(given.input))
+
+    def result(self, at: str) -> ChatMessage:
+        """Return a tool_result; ``at`` is where the block stands in the body, ending in a dot."""
+        given = self._with(at, "tool_use_id")
+        found = contents(given.content or "", at + "content")
+        if self.is_error:
+            found = Content("Error:", []).followed(found)
+        return ChatMessage(
+            role="tool",
+            content=found.text,
+            pictures=found.pictures,
+            tool_call_id=self.tool_use_id,
+        )
+
+    def _with(self, at: str, *names: str) -> Any:
+        self.check(at)
+        for name in names:
+            if getattr(self, name) is None:
+                raise InvalidRequest(f"'{at}{name}' is missing from this block.", param=at + name)
+        return self
+
+
 class MessageParam(Request):
     """One turn of the conversation."""
 
     role: Role
     content: str | list[Block]
-    """Text, or text in blocks, which become paragraphs."""
+    """Text, or blocks: texts, which become paragraphs, and uses of tools and their results."""
+
+    def turns(self, at: str) -> list[ChatMessage]:
+        """Return the turn as models get it: results are turns of their own, before the text.
+
+        ``at`` is where this stands in the body, ending in a dot.
+        """
+        blocks = self.content if isinstance(self.content, list) else []
+        calls, results = [], []
+        pieces: list[str | bytes] = []
+        for index, block in enumerate(blocks):
+            where = f"{at}content.{index}."
+            if block.type == "tool_use" and self.role == "assistant":
+                calls.append(block.call(where))
+            elif block.type == "tool_result" and self.role == "user":
+                results.append(block.result(where))
+            elif block.type in ("tool_use", "tool_result"):
+                raise InvalidRequest(
+                    f"'{where}type': a {block.type} is not {self.role}'s to send.",
+                    hint="Tools are used by the assistant, and results are sent by the user.",
+                    param=where + "type",
+                )
+            else:
+                pieces.append(block.piece(where))
+        if isinstance(self.content, str):
+            found = Content(self.content, [])
+        elif not blocks:
+            raise InvalidRequest(f"'{at}content' has no blocks.", param=f"{at}content")
+        elif pieces or calls:
+            found = joined(pieces, f"{at}content")
+        else:
+            return results
+        said = ChatMessage(
+            role=self.role, content=found.text, pictures=found.pictures, tool_calls=calls
+        )
+        return [*results, said]
+
+
+class ToolParam(Typed):
+    """Something that the model may use."""
+
+    noun: ClassVar[str] = "tools"
+    hint: ClassVar[str] = "Describe a tool of your own, and run it yourself."
+
+    type: str | None = None
+    """custom, the only type that is supported."""
+    name: ToolName
+    description: str | None = None
+    """What it does, for the model."""
+    input_schema: Schema | None = None
+    """The JSON Schema of what it is given."""
+    strict: bool | None = None
+    """Whether keywords that cannot be enforced are an error; otherwise they are ignored."""
+    allowed_callers: Annotated[Any, Ignored()] = None
+    cache_control: Annotated[Any, Ignored()] = None
+    eager_input_streaming: Annotated[Any, Ignored()] = None
+    input_examples: Annotated[Any, Ignored()] = None
+
+    def plain(self, at: str) -> Tool:
+        """Return it as models get it; ``at`` is where it stands in the body, ending in a dot."""
+        if self.type not in (None, "custom"):
+            self.refuse_type(str(self.type), at)
+        self.check(at)
+        if self.input_schema is None:
+            raise InvalidRequest(f"'{at}input_schema' is missing.", param=at + "input_schema")
+        where = f"{at}input_schema"
+        return tool_of(self.name, self.description, self.input_schema, where, strict=self.strict)
+
+
+class ToolChoiceParam(Request):
+    """Which tools the model may or must use."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    """Whether it may use tools, must use any or a certain one, or must not."""
+    name: str | None = None
+    """The tool, with the type tool."""
+    disable_parallel_tool_use: bool | None = None
+    """True for at most one use an answer."""
+
+    def plain(self, at: str) -> Choice:
+        """Return the choice; ``at`` is where it stands in the body, ending in a dot."""
+        if self.type == "tool":
+            if self.name is None:
+                raise InvalidRequest(f"'{at}name' is missing.", param=at + "name")
+            return Choice("required", self.name)
+        return Choice("required" if self.type == "any" else self.type)
+
+
+class OutputFormat(Typed):
+    """A form that the text keeps to."""
+
+    noun: ClassVar[str] = "formats"
+    hint: ClassVar[str] = "Send a json_schema."
+
+    type: str
+    """json_schema, the only type that is supported."""
+    schema_: Annotated[Schema | None, Field(alias="schema")] = None
+    """The JSON Schema that the text satisfies."""
+
+    def grammar(self, at: str) -> Grammar:
+        """Return the form; ``at`` is where this stands in the body, ending in a dot."""
+        if self.type != "json_schema":
+            self.refuse_type(self.type, at)
+        self.check(at)
+        if self.schema_ is None:
+            raise InvalidRequest(f"'{at}schema' is missing.", param=at + "schema")
+        return of_schema(self.schema_, at + "schema")
 
 
 class OutputConfig(Request):
     """What the answer should be like."""
 
-    format: Annotated[Any, Refused("Ask for it in the prompt and check what comes.")] = None
+    format: OutputFormat | None = None
     effort: Annotated[Any, Refused("Say in the prompt how hard to think.", "high")] = None
 
 
@@ -123,6 +281,9 @@ class MessagesRequest(Request):
     """Makes sampling repeatable, as far as devices agree. OpenAI's, not Anthropic's."""
     stream: bool | None = None
     """Whether to send the answer piece by piece, as server-sent events."""
+    tools: Annotated[list[ToolParam], Field(max_length=MAX_TOOLS)] | None = None
+    """Tools of yours that the model may use."""
+    tool_choice: ToolChoiceParam | None = None
     output_config: OutputConfig | None = None
 
     cache_control: Annotated[Any, Ignored()] = None
@@ -133,15 +294,13 @@ class MessagesRequest(Request):
     user_profile_id: Annotated[Any, Ignored()] = None
     workspace_id: Annotated[Any, Ignored()] = None
 
-    container: Annotated[Any, Refused(_NO_TOOLS)] = None
+    container: Annotated[Any, Refused(_NO_CONTAINER)] = None
     inference_geo: Annotated[
         Any, Refused("Say in X-Blip-Require where it may run: label.zone=cellar.")
     ] = None
     thinking: Annotated[
         Any, Refused("Say in the prompt how hard to think.", {"type": "disabled"})
     ] = None
-    tool_choice: Annotated[Any, Refused(_NO_TOOLS, {"type": "none"}, {"type": "auto"})] = None
-    tools: Annotated[Any, Refused(_NO_TOOLS, [])] = None
 
     def check(self, at: str = "") -> None:
         """Raise :class:`~blip.errors.InvalidRequest` for what the types alone do not say."""
@@ -158,14 +317,16 @@ class MessagesRequest(Request):
 
     def task(self) -> ChatInput:
         """Return the input of the task."""
-        turns: list[tuple[Role, Content]] = []
+        turns: list[ChatMessage] = []
         if self.system is not None:
-            turns.append(("system", _content(self.system, "system")))
+            system = _content(self.system, "system")
+            turns.append(ChatMessage(role="system", content=system.text, pictures=system.pictures))
         for index, message in enumerate(self.messages):
-            content = _content(message.content, f"messages.{index}.content")
-            if turns and turns[-1][0] == message.role:
-                content = turns.pop()[1].followed(content)
-            turns.append((message.role, content))
+            for turn in message.turns(f"messages.{index}."):
+                if turns and turns[-1].role == turn.role != "tool":
+                    turn = _together(turns.pop(), turn)
+                turns.append(turn)
+        config = self.output_config
         sampling = wishes(
             max_tokens=self.max_tokens,
             temperature=self.temperature,
@@ -173,14 +334,28 @@ class MessagesRequest(Request):
             top_k=self.top_k,
             seed=self.seed,
             stop=self.stop_sequences,
-            # the tokens tell which of the sequences ended it
-            logprobs=0 if self.stop_sequences else None,
+            grammar=config.format.grammar("output_config.format.")
+            if config is not None and config.format is not None
+            else None,
         )
-        messages = [
-            ChatMessage(role=role, content=content.text, pictures=content.pictures)
-            for role, content in turns
-        ]
-        return ChatInput(messages=messages, **sampling)
+        tools = [tool.plain(f"tools.{index}.") for index, tool in enumerate(self.tools or ())]
+        given = self.tool_choice
+        choice = ANY if given is None else given.plain("tool_choice.")
+        parallel = not (given is not None and given.disable_parallel_tool_use)
+        return ChatInput(messages=turns, **sampling, **tool_fields(tools, choice, parallel))
+
+
+def _together(first: ChatMessage, second: ChatMessage) -> ChatMessage:
+    """Return two turns of one role as one."""
+    said = [
+        Content(each.content, each.pictures)
+        for each in (first, second)
+        if each.content or each.pictures or not each.tool_calls
+    ]
+    found = said[0].followed(said[1]) if len(said) > 1 else (said or [Content("", [])])[0]
+    calls = [*first.tool_calls, *second.tool_calls]
+    changes = {"content": found.text, "pictures": found.pictures, "tool_calls": calls}
+    return first.model_copy(update=changes)
 
 
 def _content(content: Any, at: str) -> Content:
@@ -201,10 +376,10 @@ async def create(exchange: Exchange, body: MessagesRequest) -> web.StreamRespons
     exchange.start(CHAT, body.model, [task])
     task_id = exchange.calls[0].task_id
     if body.stream:
-        events = Events(task_id, body.model, task.stop)
+        events = Events(task_id, body.model, calls=bool(task.tools))
         return await stream(exchange, events, 1, usage=True, framing=FRAMING)
     (draft,) = await collect(exchange)
-    answer = message_of(task_id, body.model, task.stop, draft, usage_of(exchange.answers, 1))
+    answer = message_of(task_id, body.model, draft, usage_of(exchange.answers, 1))
     return web.Response(text=answer.model_dump_json(), content_type="application/json")
 
 

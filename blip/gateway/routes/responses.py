@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
 from aiohttp import web
@@ -14,6 +14,7 @@ from blip.gateway.api import Operation
 from blip.gateway.events import Framing
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Ignored, Refused, Request
+from blip.gateway.formats import Schema, any_object, of_schema
 from blip.gateway.parts import Part, Typed, contents
 from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.routes.responses_answer import DIALECT, Answered, Events, Response, ResponseEvent
@@ -30,10 +31,12 @@ from blip.gateway.sampling import (
     wishes,
 )
 from blip.gateway.text import collect, stream, usage_of
+from blip.gateway.tools import ANY, Choice, Mode, tool_fields, tool_of
 from blip.gateway.upload import decode_picture
 from blip.kinds.chat import CHAT, ChatInput, ChatMessage
+from blip.kinds.grammar import Grammar
+from blip.kinds.tools import MAX_TOOLS, Tool, ToolCall, ToolName, joined
 
-_NO_TOOLS = "This mesh runs no tools: describe them in the prompt, or leave the field out."
 _NOTHING_STORED = "Nothing is stored here: send the whole conversation as input."
 _LOGPROBS = "message.output_text.logprobs"
 
@@ -73,39 +76,140 @@ class InputPart(Part):
 
 
 class InputItem(Typed):
-    """A message of the conversation; an item of an earlier response's output is one."""
+    """A message, a call, or what came of one; an item of an earlier response's output is one."""
 
     noun: ClassVar[str] = "items"
+    hint: ClassVar[str] = "Send messages, function_call and function_call_output."
 
     type: str = "message"
-    """message, the only type that is supported."""
+    """message, function_call, or function_call_output."""
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: str | list[InputPart] | None = None
     """Text, or text in parts, which become paragraphs."""
+    call_id: str | None = None
+    """Which call this is, or answers."""
+    name: str | None = None
+    """The function of a call."""
+    arguments: str | None = None
+    """Those of a call, as JSON text."""
+    output: str | list[InputPart] | None = None
+    """What came of a call."""
     id: Annotated[Any, Ignored()] = None
     status: Annotated[Any, Ignored()] = None
     phase: Annotated[Any, Ignored()] = None
 
     def plain(self, at: str) -> ChatMessage:
         """Return the message as models get it."""
-        if self.type != "message":
+        needed = _NEEDED.get(self.type)
+        if needed is None:
             self.refuse_type(self.type, at)
         self.check(at)
-        if self.role is None:
-            raise InvalidRequest(f"'{at}role' is missing.", param=at + "role")
-        if self.content is None:
-            raise InvalidRequest(f"'{at}content' is missing.", param=at + "content")
-        content: Any = self.content
-        found = contents(content, at + "content")
-        return ChatMessage(role=self.role, content=found.text, pictures=found.pictures)
+        for name in needed:
+            if getattr(self, name) is None:
+                raise InvalidRequest(f"'{at}{name}' is missing.", param=at + name)
+        given: Any = self
+        if self.type == "function_call":
+            call = ToolCall(id=given.call_id, name=given.name, arguments=given.arguments)
+            return ChatMessage(role="assistant", content="", tool_calls=[call])
+        if self.type == "function_call_output":
+            found = contents(given.output, at + "output")
+            return ChatMessage(
+                role="tool",
+                content=found.text,
+                pictures=found.pictures,
+                tool_call_id=self.call_id,
+            )
+        found = contents(given.content, at + "content")
+        return ChatMessage(role=given.role, content=found.text, pictures=found.pictures)
+
+
+#: The types of items, and what each must have.
+_NEEDED = {
+    "message": ("role", "content"),
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id", "output"),
+}
+
+
+class FormatConfig(Typed):
+    """A form that the text keeps to."""
+
+    noun: ClassVar[str] = "formats"
+
+    type: str
+    """text, json_object, or json_schema."""
+    name: Annotated[str | None, Ignored()] = None
+    description: Annotated[str | None, Ignored()] = None
+    schema_: Annotated[Schema | None, Field(alias="schema")] = None
+    """With json_schema: the JSON Schema that the text satisfies."""
+    strict: bool | None = None
+    """Whether keywords that cannot be enforced are an error; otherwise they are ignored."""
+
+    def grammar(self, at: str) -> Grammar | None:
+        """Return the form; ``at`` is where this stands in the body, ending in a dot."""
+        if self.type not in ("text", "json_object", "json_schema"):
+            self.refuse_type(self.type, at)
+        self.check(at)
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return any_object(at.rstrip("."))
+        if self.schema_ is None:
+            raise InvalidRequest(f"'{at}schema' is missing.", param=at + "schema")
+        return of_schema(self.schema_, at + "schema", strict=bool(self.strict))
+
+
+class FunctionTool(Typed):
+    """Something that the model may call."""
+
+    noun: ClassVar[str] = "tools"
+    hint: ClassVar[str] = "Describe a function."
+
+    type: str
+    """function, the only type that is supported."""
+    name: ToolName | None = None
+    description: str | None = None
+    """What it does, for the model."""
+    parameters: dict[str, Any] | None = None
+    """The JSON Schema of its arguments; none without it."""
+    strict: bool | None = None
+    """Whether keywords that cannot be enforced are an error; otherwise they are ignored."""
+
+    def plain(self, at: str) -> Tool:
+        """Return it as models get it; ``at`` is where it stands in the body, ending in a dot."""
+        if self.type != "function":
+            self.refuse_type(self.type, at)
+        self.check(at)
+        if self.name is None:
+            raise InvalidRequest(f"'{at}name' is missing.", param=at + "name")
+        where = f"{at}parameters"
+        return tool_of(self.name, self.description, self.parameters, where, strict=self.strict)
+
+
+class FunctionChoice(Typed):
+    """The function that must be called."""
+
+    noun: ClassVar[str] = "choices"
+    hint: ClassVar[str] = "Name a function, or send none, auto or required."
+
+    type: str
+    """function, the only type that is supported."""
+    name: str | None = None
+
+    def plain(self, at: str) -> Choice:
+        """Return the choice; ``at`` is where it stands in the body, ending in a dot."""
+        if self.type != "function":
+            self.refuse_type(self.type, at)
+        self.check(at)
+        if self.name is None:
+            raise InvalidRequest(f"'{at}name' is missing.", param=at + "name")
+        return Choice("required", self.name)
 
 
 class TextConfig(Request):
     """What the text should be like."""
 
-    format: Annotated[
-        Any, Refused("Ask for the format in the prompt and check what comes.", {"type": "text"})
-    ] = None
+    format: FormatConfig | None = None
     verbosity: Annotated[Any, Refused("Say in the prompt how long to answer.", "medium")] = None
 
 
@@ -154,6 +258,12 @@ class ResponseRequest(Request):
     """How many alternatives to list for each token; needs that include."""
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    """Functions that the model may call."""
+    tool_choice: Mode | FunctionChoice | None = None
+    """Whether it may, must, or must not; or the function that it must."""
+    parallel_tool_calls: bool | None = None
+    """False for at most one call an answer."""
     metadata: dict[str, str] | None = None
     """Comes back with the answer."""
     stream: bool | None = None
@@ -163,7 +273,6 @@ class ResponseRequest(Request):
     background_options: Annotated[Any, Ignored()] = None
     image: Annotated[Any, Ignored()] = None
     max_tool_calls: Annotated[Any, Ignored()] = None
-    parallel_tool_calls: Annotated[Any, Ignored()] = None
     prompt_cache_key: Annotated[Any, Ignored()] = None
     prompt_cache_options: Annotated[Any, Ignored()] = None
     prompt_cache_retention: Annotated[Any, Ignored()] = None
@@ -181,8 +290,6 @@ class ResponseRequest(Request):
     store: Annotated[Any, Refused("Nothing is stored here; keep the answer yourself.", False)] = (
         None
     )
-    tool_choice: Annotated[Any, Refused(_NO_TOOLS, "none", "auto")] = None
-    tools: Annotated[Any, Refused(_NO_TOOLS, [])] = None
     truncation: Annotated[Any, Refused("Shorten the input yourself.", "disabled")] = None
 
     def check(self, at: str = "") -> None:
@@ -206,11 +313,13 @@ class ResponseRequest(Request):
 
     def task(self) -> ChatInput:
         """Return the input of the task."""
-        messages: Sequence[ChatMessage]
+        messages: list[ChatMessage]
         if isinstance(self.input, str):
             messages = [ChatMessage(role="user", content=self.input)]
         else:
-            messages = [item.plain(f"input.{index}.") for index, item in enumerate(self.input)]
+            messages = _turns(
+                item.plain(f"input.{index}.") for index, item in enumerate(self.input)
+            )
         if self.instructions:
             messages = [ChatMessage(role="system", content=self.instructions), *messages]
         sampling = wishes(
@@ -222,8 +331,31 @@ class ResponseRequest(Request):
             stop=self.stop,
             seed=self.seed,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            grammar=self.text.format.grammar("text.format.")
+            if self.text is not None and self.text.format is not None
+            else None,
         )
-        return ChatInput(messages=list(messages), **sampling)
+        tools = [tool.plain(f"tools.{index}.") for index, tool in enumerate(self.tools or ())]
+        calling = tool_fields(tools, self._choice(), self.parallel_tool_calls)
+        return ChatInput(messages=messages, **sampling, **calling)
+
+    def _choice(self) -> Choice:
+        given = self.tool_choice
+        if given is None:
+            return ANY
+        return Choice(given) if isinstance(given, str) else given.plain("tool_choice.")
+
+
+def _turns(messages: Iterable[ChatMessage]) -> list[ChatMessage]:
+    """Return messages with calls in the turn of the assistant that made them."""
+    turns: list[ChatMessage] = []
+    for message in messages:
+        if message.tool_calls and turns and turns[-1].role == "assistant":
+            calls = [*turns[-1].tool_calls, *message.tool_calls]
+            turns[-1] = turns[-1].model_copy(update={"tool_calls": calls})
+        else:
+            turns.append(message)
+    return turns
 
 
 async def create(exchange: Exchange, body: ResponseRequest) -> web.StreamResponse:
@@ -244,6 +376,12 @@ async def create(exchange: Exchange, body: ResponseRequest) -> web.StreamRespons
         temperature=task.temperature,
         top_p=task.top_p,
         top_logprobs=body.top_logprobs or 0,
+        format=_shown(body.text.format if body.text else None) or {"type": "text"},
+        tools=[_shown(tool) for tool in body.tools or ()],
+        tool_choice=_shown(body.tool_choice)
+        if isinstance(body.tool_choice, FunctionChoice)
+        else body.tool_choice or "auto",
+        parallel_tool_calls=body.parallel_tool_calls is not False,
     )
     if body.stream:
         events = Events(answered, logprobs=body.logprobs)
@@ -251,8 +389,14 @@ async def create(exchange: Exchange, body: ResponseRequest) -> web.StreamRespons
         return await stream(exchange, events, 1, usage=True, framing=framing)
     (draft,) = await collect(exchange)
     rows = draft.logprobs if body.logprobs else None
-    answer = answered.whole(draft.text, rows, draft.reason, usage_of(exchange.answers, 1))
+    usage = usage_of(exchange.answers, 1)
+    answer = answered.whole(draft.text, rows, joined(draft.calls), draft.reason, usage)
     return web.Response(text=answer.model_dump_json(), content_type="application/json")
+
+
+def _shown(given: Typed | None) -> dict[str, Any]:
+    """Return an object of the request as it was sent, to show it in the answer."""
+    return {} if given is None else given.model_dump(by_alias=True, exclude_unset=True)
 
 
 OPERATIONS = (

@@ -13,7 +13,9 @@ from blip.gateway.dialect import Dialect
 from blip.gateway.envelope import ErrorEnvelope, error_json
 from blip.gateway.routes.chat import ChatLogprob, chat_logprobs
 from blip.gateway.text import Usage, quote, safe
+from blip.gateway.tools import call_id
 from blip.kinds.text import FinishReason, TokenLogprob
+from blip.kinds.tools import CallPiece, joined
 
 DIALECT = Dialect(
     ErrorEnvelope,
@@ -42,6 +44,17 @@ class OutputMessage(BaseModel):
     status: Status
     role: Literal["assistant"] = "assistant"
     content: list[OutputText]
+
+
+class OutputCall(BaseModel):
+    """A function that the model calls; ``arguments`` are JSON text."""
+
+    type: Literal["function_call"] = "function_call"
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: Status
 
 
 class InputDetails(BaseModel):
@@ -87,9 +100,11 @@ class ResponseError(BaseModel):
 
 
 class TextFormat(BaseModel):
-    """The format of the text."""
+    """The format of the text, as it was asked for."""
 
-    type: Literal["text"] = "text"
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "text"
 
 
 class TextView(BaseModel):
@@ -112,14 +127,14 @@ class Response(BaseModel):
     max_output_tokens: int | None
     metadata: dict[str, str]
     model: str
-    output: list[OutputMessage] = []
-    parallel_tool_calls: bool = False
+    output: list[OutputMessage | OutputCall] = []
+    parallel_tool_calls: bool
     previous_response_id: str | None = None
     store: bool = False
     temperature: float
-    text: TextView = TextView()
-    tool_choice: Literal["none"] = "none"
-    tools: list[Any] = []
+    text: TextView
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
     top_logprobs: int
     top_p: float
     truncation: Literal["disabled"] = "disabled"
@@ -137,6 +152,8 @@ class ResponseEvent(BaseModel):
         "response.output_text.delta",
         "response.output_text.done",
         "response.content_part.done",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
         "response.output_item.done",
         "response.completed",
         "response.incomplete",
@@ -147,7 +164,9 @@ class ResponseEvent(BaseModel):
     output_index: int | None = None
     content_index: int | None = None
     item_id: str | None = None
-    item: OutputMessage | None = None
+    item: OutputMessage | OutputCall | None = None
+    name: str | None = None
+    arguments: str | None = None
     part: OutputText | None = None
     delta: str | None = None
     text: str | None = None
@@ -167,6 +186,10 @@ class Answered:
     temperature: float
     top_p: float
     top_logprobs: int
+    format: dict[str, Any]
+    tools: list[dict[str, Any]]
+    tool_choice: str | dict[str, Any]
+    parallel_tool_calls: bool
 
     @property
     def item_id(self) -> str:
@@ -186,6 +209,10 @@ class Answered:
             temperature=self.temperature,
             top_p=self.top_p,
             top_logprobs=self.top_logprobs,
+            text=TextView(format=TextFormat(**self.format)),
+            tools=self.tools,
+            tool_choice=self.tool_choice,
+            parallel_tool_calls=self.parallel_tool_calls,
             **fields,
         )
 
@@ -193,16 +220,45 @@ class Answered:
         """Return the message as it stands."""
         return OutputMessage(id=self.item_id, status=status, content=content)
 
+    def call(self, status: Status, call: CallPiece) -> OutputCall:
+        """Return a function call as it stands."""
+        return OutputCall(
+            id=call_id(self.task_id, call.number, "fc"),
+            call_id=call_id(self.task_id, call.number),
+            name=call.name,
+            arguments=call.arguments,
+            status=status,
+        )
+
+    def output(
+        self, status: Status, text: OutputText | None, calls: list[CallPiece]
+    ) -> list[OutputMessage | OutputCall]:
+        """Return all that the model made: its message, where there is a text, and its calls.
+
+        Of an answer that is not whole only the last of them is not.
+        """
+        message = [self.message(status, [text])] if text is not None else []
+        if calls and message:
+            message = [message[0].model_copy(update={"status": "completed"})]
+        whole = [self.call("completed", call) for call in calls[:-1]]
+        return [*message, *whole, *(self.call(status, call) for call in calls[-1:])]
+
     def whole(
-        self, text: str, rows: list[TokenLogprob] | None, reason: FinishReason, usage: Usage
+        self,
+        text: str,
+        rows: list[TokenLogprob] | None,
+        calls: list[CallPiece],
+        reason: FinishReason,
+        usage: Usage,
     ) -> Response:
         """Return the response of an answer that has ended."""
-        status: Status = "completed" if reason == "stop" else "incomplete"
+        status: Status = "incomplete" if reason == "length" else "completed"
+        said = output_text(text, rows) if text or not calls else None
         return self.view(
             status,
-            completed_at=int(time.time()) if reason == "stop" else None,
+            completed_at=None if reason == "length" else int(time.time()),
             incomplete_details=Incomplete() if reason == "length" else None,
-            output=[self.message(status, [output_text(text, rows)])],
+            output=self.output(status, said, calls),
             usage=ResponseUsage(
                 input_tokens=usage.prompt_tokens,
                 output_tokens=usage.completion_tokens,
@@ -218,7 +274,10 @@ def output_text(text: str, rows: list[TokenLogprob] | None) -> OutputText:
 
 
 class Events:
-    """Writes :class:`ResponseEvent`; see :class:`blip.gateway.text.Chunks`."""
+    """Writes :class:`ResponseEvent`; see :class:`blip.gateway.text.Chunks`.
+
+    Items come one after the other: the message, then each call.
+    """
 
     def __init__(self, answered: Answered, *, logprobs: bool) -> None:
         self._answered = answered
@@ -226,56 +285,74 @@ class Events:
         self._number = 0
         self._texts: list[str] = []
         self._rows: list[TokenLogprob] = []
+        self._pieces: list[CallPiece] = []
         self._reason: FinishReason = "stop"
         self._place = f'"item_id":"{answered.item_id}","output_index":0,"content_index":0'
+        #: Whether there is a message, and whether an item is not done.
+        self._speaks = False
+        self._open = False
 
     def opening(self) -> str:
-        """The response, its message and that one's text, all of them still empty."""
+        """The response, and the message if nothing else may come, both still empty."""
         begun = f'"response":{_json(self._answered.view("in_progress"))}'
-        item = self._answered.message("in_progress", []).model_dump_json()
-        part = output_text("", None).model_dump_json()
         return (
             self._event("response.created", begun)
             + self._event("response.in_progress", begun)
-            + self._event("response.output_item.added", f'"output_index":0,"item":{item}')
-            + self._event("response.content_part.added", f'{self._place},"part":{part}')
+            + ("" if self._answered.tools else self._speak())
         )
 
     def delta(self, index: int, text: str, logprobs: list[TokenLogprob] | None) -> str:
         """A piece of the text."""
+        if self._pieces:
+            return ""  # log-probabilities of a call
+        begun = "" if self._speaks else self._speak()
         self._texts.append(text)
         shape = "[]"
         if self._logprobs and logprobs:
             self._rows += logprobs
             shape = _rows(logprobs)
         fields = f'{self._place},"delta":{quote(text)},"logprobs":{shape}'
-        return self._event("response.output_text.delta", fields)
+        return begun + self._event("response.output_text.delta", fields)
 
-    def finish(self, index: int, reason: FinishReason) -> str:
+    def calls(self, index: int, pieces: list[CallPiece]) -> str:
+        """Pieces of calls."""
+        written = ""
+        for piece in pieces:
+            if piece.name:
+                written += self._close("completed")
+                self._open = True
+                item = self._answered.call("in_progress", piece._replace(arguments=""))
+                fields = f'"output_index":{self._at(piece)},"item":{_json(item)}'
+                written += self._event("response.output_item.added", fields)
+            self._pieces.append(piece)
+            if piece.arguments:
+                fields = f'{self._call(piece)},"delta":{quote(piece.arguments)}'
+                written += self._event("response.function_call_arguments.delta", fields)
+        return written
+
+    def finish(self, index: int, reason: FinishReason, stop: str | None) -> str:
         """Nothing yet: what follows says how much was used too."""
         self._reason = reason
         return ""
 
     def usage(self, usage: Usage) -> str:
-        """The whole text, message and response."""
-        text = "".join(self._texts)
-        response = self._answered.whole(text, self._rows, self._reason, usage)
-        (item,) = response.output
-        (part,) = item.content
-        done = f'{self._place},"text":{quote(text)},"logprobs":{_rows(self._rows)}'
+        """The end of the last item, and the whole response."""
+        said = "" if self._speaks or self._pieces else self._speak()
+        text, calls = "".join(self._texts), joined(self._pieces)
+        response = self._answered.whole(text, self._rows, calls, self._reason, usage)
         return (
-            self._event("response.output_text.done", done)
-            + self._event("response.content_part.done", f'{self._place},"part":{_json(part)}')
-            + self._event("response.output_item.done", f'"output_index":0,"item":{_json(item)}')
+            said
+            + self._close(response.status)
             + self._event(f"response.{response.status}", f'"response":{_json(response)}')
         )
 
     def failed(self, error: BlipError, request_id: str) -> str:
         """The end of a response that failed half-way, with what there is of it."""
         text = output_text("".join(self._texts), self._rows)
+        said = text if self._speaks or not self._pieces else None
         response = self._answered.view(
             "failed",
-            output=[self._answered.message("incomplete", [text])],
+            output=self._answered.output("incomplete", said, joined(self._pieces)),
             error=ResponseError(
                 code="rate_limit_exceeded" if error.status == 429 else "server_error",
                 message=error.message,
@@ -284,6 +361,45 @@ class Events:
             ),
         )
         return self._event("response.failed", f'"response":{_json(response)}')
+
+    def _speak(self) -> str:
+        """Begin the message."""
+        self._speaks = self._open = True
+        item = self._answered.message("in_progress", []).model_dump_json()
+        part = output_text("", None).model_dump_json()
+        return self._event(
+            "response.output_item.added", f'"output_index":0,"item":{item}'
+        ) + self._event("response.content_part.added", f'{self._place},"part":{part}')
+
+    def _close(self, status: Status) -> str:
+        """End the item that is not done, if there is one."""
+        if not self._open:
+            return ""
+        self._open = False
+        if not self._pieces:
+            text = "".join(self._texts)
+            part = output_text(text, self._rows)
+            item = self._answered.message(status, [part])
+            done = f'{self._place},"text":{quote(text)},"logprobs":{_rows(self._rows)}'
+            return (
+                self._event("response.output_text.done", done)
+                + self._event("response.content_part.done", f'{self._place},"part":{_json(part)}')
+                + self._event("response.output_item.done", f'"output_index":0,"item":{_json(item)}')
+            )
+        last = joined(self._pieces)[-1]
+        call = self._answered.call(status, last)
+        done = f'{self._call(last)},"name":{quote(call.name)},"arguments":{quote(call.arguments)}'
+        ended = f'"output_index":{self._at(last)},"item":{_json(call)}'
+        return self._event("response.function_call_arguments.done", done) + self._event(
+            "response.output_item.done", ended
+        )
+
+    def _at(self, piece: CallPiece) -> int:
+        return piece.number + self._speaks
+
+    def _call(self, piece: CallPiece) -> str:
+        item = call_id(self._answered.task_id, piece.number, "fc")
+        return f'"item_id":"{item}","output_index":{self._at(piece)}'
 
     def _event(self, type: str, fields: str) -> str:
         number = self._number

@@ -8,6 +8,8 @@ from blip.errors import InvalidRequest
 from blip.kinds.chat import ChatInput
 from blip_node.runtimes.decoding.prompt import Prompt
 from blip_node.runtimes.decoding.vocabulary import Vocabulary
+from blip_node.runtimes.tool_formats import format_of
+from blip_node.runtimes.tool_messages import templated
 
 
 def chat_prompt(value: ChatInput, tokenizer: Any, vocabulary: Vocabulary) -> Prompt:
@@ -24,14 +26,14 @@ def chat_prompt(value: ChatInput, tokenizer: Any, vocabulary: Vocabulary) -> Pro
         )
     # "developer" is a newer word for "system" that most templates have not heard of
     system = "developer" if "developer" in str(template) else "system"
-    messages = [
-        message.model_dump(exclude_none=True, exclude={"pictures"}) for message in value.messages
-    ]
+    messages, tools = templated(value, format_of(str(template)))
     for message in messages:
         if message["role"] == "developer":
             message["role"] = system
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=True
+        )
     except Exception as error:
         # Templates are programs: besides raise_exception, anything may fail on odd messages.
         raise InvalidRequest(

@@ -20,6 +20,7 @@ from typing import Any
 
 from blip.errors import BlipError
 from blip.kinds.text import PREFILL_SHARE, Delta, Finish, FinishReason, TokenLogprob
+from blip.kinds.tools import CallPiece
 from blip_node.upstreams.events import Event
 from blip_node.upstreams.failures import broken_off, in_stream, lied
 
@@ -30,6 +31,9 @@ DONE = "[DONE]"
 #: dropped, by an operator or because the engine ends.
 _ABORTED = ("abort", "error", "cancelled")
 
+#: What else than stop is a reason to end.
+_REASONS: dict[str, FinishReason] = {"length": "length", "tool_calls": "tool_calls"}
+
 
 class TextAnswer:
     """One streamed answer of chat or completion, as it grows."""
@@ -39,6 +43,9 @@ class TextAnswer:
         self._chat = chat
         self._usage: dict[str, int] | None = None
         self._pieces = 0
+        self._stop: str | None = None
+        #: The calls so far: the engine's index and id of each.
+        self._called: list[tuple[int, str]] = []
         self.reason: FinishReason | None = None
         #: Whether the engine said that this was all.
         self.done = False
@@ -63,11 +70,14 @@ class TextAnswer:
             raise self._wrong("choices", choices)
         text = self._text(choice)
         logprobs = self._logprobs(choice.get("logprobs"))
+        calls = self._calls(choice)
         self._finish(choice.get("finish_reason"))
-        if not text and not logprobs:
+        if isinstance(choice.get("stop_reason"), str):  # vLLM's: the stop sequence
+            self._stop = choice["stop_reason"]
+        if not text and not logprobs and not calls:
             return None
         self._pieces += 1
-        return Delta(text, [], logprobs)
+        return Delta(text, [], logprobs, calls or None)
 
     def finish(self) -> Finish:
         """Return how it ended.
@@ -76,7 +86,10 @@ class TextAnswer:
         """
         if self.reason is None:
             raise broken_off(self._engine, "ended its answer without saying why")
-        return Finish(self.reason)
+        reason = self.reason
+        if reason == "stop" and self._called:
+            reason = "tool_calls"  # some engines say stop where a call was asked for
+        return Finish(reason, stop=self._stop if reason == "stop" else None)
 
     @property
     def usage(self) -> dict[str, int]:
@@ -125,6 +138,28 @@ class TextAnswer:
             raise self._wrong("text", text)
         return text
 
+    def _calls(self, choice: Mapping[str, Any]) -> list[CallPiece]:
+        """Read pieces of calls. Some engines give calls that come whole the same index."""
+        delta = choice.get("delta")
+        given = delta.get("tool_calls") if isinstance(delta, dict) else None
+        if not given:
+            return []
+        pieces: list[CallPiece] = []
+        try:
+            for piece in given:
+                function = piece["function"]
+                index, id = int(piece.get("index") or 0), str(piece.get("id") or "")
+                name, arguments = function.get("name") or "", function.get("arguments") or ""
+                numbers = [n for n, (its, _) in enumerate(self._called) if its == index]
+                fresh = not numbers or bool(name and id and id != self._called[numbers[-1]][1])
+                if fresh:
+                    self._called.append((index, id))
+                number = len(self._called) - 1 if fresh else numbers[-1]
+                pieces.append(CallPiece(number, str(name) if fresh else "", str(arguments)))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise self._wrong("tool_calls", given) from None
+        return [piece for piece in pieces if piece.name or piece.arguments]
+
     def _finish(self, reason: Any) -> None:
         if reason is None or reason == "":
             return
@@ -132,7 +167,7 @@ class TextAnswer:
             raise self._wrong("finish_reason", reason)
         if reason in _ABORTED:
             raise broken_off(self._engine, f"gave the answer up ({reason})")
-        self.reason = "length" if reason == "length" else "stop"
+        self.reason = _REASONS.get(reason, "stop")
 
     def _count(self, usage: Any) -> None:
         if not isinstance(usage, dict):

@@ -11,6 +11,7 @@ name: a silent difference is worse than an error.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,8 +20,10 @@ from blip.kinds.base import TaskInput
 from blip.kinds.chat import ChatInput, ChatMessage
 from blip.kinds.completion import CompletionInput
 from blip.kinds.embedding import EmbeddingInput
+from blip.kinds.grammar import ANY_OBJECT, Grammar
 from blip.kinds.pictures import read_header
 from blip.kinds.text import TextInput
+from blip.kinds.tools import Tool
 
 #: blip's fields that are OpenAI's under the same name, with the same meaning.
 _SAME = (
@@ -45,7 +48,11 @@ _IGNORED = {"ollama": ("logit_bias",)}
 #: Fields that are dealt with one by one below.
 _OWN = frozenset(
     {"messages", "prompt", "echo", "temperature", "top_p", "logprobs", "generated", "texts"}
+    | {"grammar", "tools", "tool_choice", "tool", "parallel_tool_calls"}
 )
+
+#: Engines that take forms other than JSON, and forms of completions, under vLLM's name.
+_STRUCTURED = ("vllm", "blip")
 
 
 class Request(NamedTuple):
@@ -78,8 +85,12 @@ def text_request(value: TextInput, model: str, dialect: str, *, usage: bool) -> 
         name = names.get(dialect, field)
         if field in given and name is not None:
             body[name] = given[field]
+    if value.grammar is not None:
+        body |= _form(value.grammar, dialect, chat=isinstance(value, ChatInput))
     if isinstance(value, ChatInput):
         body["messages"] = [_message(message) for message in value.messages]
+        if value.tools:
+            body |= _tools(value)
         if value.logprobs is not None:
             body["logprobs"] = True
             body["top_logprobs"] = value.logprobs
@@ -95,10 +106,20 @@ def text_request(value: TextInput, model: str, dialect: str, *, usage: bool) -> 
 
 def _message(message: ChatMessage) -> dict[str, Any]:
     """Return a message; with pictures it becomes parts, the pictures as ``data:`` URLs."""
-    given = message.model_dump(exclude_none=True, exclude={"pictures"})
+    plain = message.model_dump(exclude_none=True, exclude={"tool_calls", "pictures"})
     if message.pictures:
-        given["content"] = list(_parts(message))
-    return given
+        plain["content"] = list(_parts(message))
+    if message.tool_calls:
+        plain["content"] = plain["content"] or None
+        plain["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in message.tool_calls
+        ]
+    return plain
 
 
 def _parts(message: ChatMessage) -> Iterator[dict[str, Any]]:
@@ -113,6 +134,55 @@ def _parts(message: ChatMessage) -> Iterator[dict[str, Any]]:
         begun = picture.at
     if text := message.content[begun:].strip("\n"):
         yield {"type": "text", "text": text}
+
+
+def _tools(value: ChatInput) -> dict[str, Any]:
+    """Return the fields about tools."""
+    fields: dict[str, Any] = {"tools": [_tool(tool) for tool in value.tools]}
+    if value.tool is not None:
+        fields["tool_choice"] = {"type": "function", "function": {"name": value.tool}}
+    elif value.tool_choice != "auto":
+        fields["tool_choice"] = value.tool_choice
+    if not value.parallel_tool_calls:
+        fields["parallel_tool_calls"] = False
+    return fields
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name, "description": tool.description}
+    function["parameters"] = (
+        json.loads(tool.parameters) if tool.parameters else {"type": "object", "properties": {}}
+    )
+    if tool.strict:
+        function["strict"] = True
+    return {"type": "function", "function": function}
+
+
+def _form(grammar: Grammar, dialect: str, *, chat: bool) -> dict[str, Any]:
+    """Return the field that asks for a form.
+
+    Raises :class:`~blip.errors.UnsupportedField` for one that the engine is not known to take.
+    """
+    schema = json.loads(grammar.text) if grammar.form == "json" else None
+    if chat and grammar.text == ANY_OBJECT:
+        return {"response_format": {"type": "json_object"}}
+    if chat and schema is not None:
+        named = {"name": "answer", "schema": schema, "strict": grammar.strict}
+        return {"response_format": {"type": "json_schema", "json_schema": named}}
+    if dialect not in _STRUCTURED:
+        raise UnsupportedField(
+            f"'{grammar.at}' cannot be passed on to the engine that runs this model",
+            hint="Ask for a JSON schema in a chat, or for a model that a node runs itself.",
+            param=grammar.at,
+        )
+    asked = {
+        "json": ("json", schema),
+        "regex": ("regex", grammar.text),
+        "choice": ("choice", grammar.choices),
+        "lark": ("grammar", grammar.text),
+    }
+    name, form = asked[grammar.form]
+    return {"structured_outputs": {name: form}}
 
 
 def embedding_request(value: EmbeddingInput, model: str) -> Request:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Literal
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict
@@ -13,8 +14,9 @@ from blip.gateway.moments import iso
 from blip.gateway.routes.chat import ChatLogprob, chat_logprobs
 from blip.gateway.routes.ollama.dialect import Durations, durations, framing
 from blip.gateway.routes.ollama.options import OllamaText
-from blip.gateway.text import Usage, collect, quote, safe, stream
+from blip.gateway.text import Draft, Usage, collect, quote, safe, stream
 from blip.kinds.text import FinishReason, TokenLogprob
+from blip.kinds.tools import CallPiece, joined
 
 
 class OllamaAnswer(BaseModel):
@@ -27,7 +29,7 @@ class OllamaAnswer(BaseModel):
     done: bool
     logprobs: list[ChatLogprob] | None = None
     """Of the tokens behind this piece of text, where they were asked for."""
-    done_reason: FinishReason | None = None
+    done_reason: Literal["stop", "length"] | None = None
     """This and what follows comes with done: true."""
     total_duration: int | None = None
     load_duration: int | None = None
@@ -37,20 +39,26 @@ class OllamaAnswer(BaseModel):
     eval_duration: int | None = None
 
 
+#: Puts a text, and the calls behind it as JSON objects, in their place.
+Place = Callable[[str, str], str]
+
+
 class Lines:
     """Writes lines; see :class:`blip.gateway.text.Chunks`. ``place`` puts a text in its place."""
 
-    def __init__(self, exchange: Exchange, body: OllamaText, place: Callable[[str], str]) -> None:
+    def __init__(self, exchange: Exchange, body: OllamaText, place: Place) -> None:
         self._exchange = exchange
         self._logprobs = bool(body.logprobs)
         self._place = place
         self._head = f'{{"model":{quote(body.model)},"created_at":"'
         self._reason: FinishReason = "stop"
+        self._pieces: list[CallPiece] = []
 
-    def line(self, text: str, rest: str) -> str:
+    def line(self, text: str, rest: str, calls: list[CallPiece] | None = None) -> str:
         """Return one line."""
         now = iso(time.time())
-        return f'{self._head}{now}",{self._place(quote(text))}{rest}}}\n'
+        shapes = ",".join(_call(call) for call in calls or ())
+        return f'{self._head}{now}",{self._place(quote(text), shapes)}{rest}}}\n'
 
     def opening(self) -> str:
         """Nothing: a stream begins with its first piece."""
@@ -60,23 +68,40 @@ class Lines:
         """A piece of the text."""
         return self.line(text, f'{self._rows(logprobs)},"done":false')
 
-    def finish(self, index: int, reason: FinishReason) -> str:
-        """Nothing yet: the last line says how much was used too."""
+    def calls(self, index: int, pieces: list[CallPiece]) -> str:
+        """Calls that are whole, for Ollama has no others."""
+        written = ""
+        for piece in pieces:
+            if piece.name:
+                written += self._whole_calls()
+            self._pieces.append(piece)
+        return written
+
+    def finish(self, index: int, reason: FinishReason, stop: str | None) -> str:
+        """The last call; the last line follows, as it says how much was used too."""
         self._reason = reason
-        return ""
+        return self._whole_calls() if reason != "length" else ""
 
     def usage(self, usage: Usage) -> str:
         """The last line."""
         return self.line("", self._end(self._reason))
 
-    def whole(self, text: str, rows: list[TokenLogprob], reason: FinishReason) -> str:
+    def whole(self, draft: Draft) -> str:
         """Return the answer on one line."""
-        return self.line(text, self._rows(rows) + self._end(reason))
+        calls = joined(draft.calls)
+        if draft.reason == "length":
+            del calls[-1:]  # what was cut off is no call
+        return self.line(draft.text, self._rows(draft.logprobs) + self._end(draft.reason), calls)
+
+    def _whole_calls(self) -> str:
+        calls, self._pieces = joined(self._pieces), []
+        return self.line("", ',"done":false', calls) if calls else ""
 
     def _end(self, reason: FinishReason) -> str:
         (call,), (answer,) = self._exchange.calls, self._exchange.answers
         spent: Durations = durations(call.timing, answer.usage if answer is not None else {})
-        return f',"done":true,"done_reason":"{reason}",{spent.model_dump_json()[1:-1]}'
+        why = "length" if reason == "length" else "stop"
+        return f',"done":true,"done_reason":"{why}",{spent.model_dump_json()[1:-1]}'
 
     def _rows(self, rows: list[TokenLogprob] | None) -> str:
         if not self._logprobs or not rows:
@@ -85,14 +110,17 @@ class Lines:
         return f',"logprobs":[{",".join(safe(row.model_dump_json()) for row in content)}]'
 
 
-async def reply(
-    exchange: Exchange, body: OllamaText, place: Callable[[str], str]
-) -> web.StreamResponse:
+def _call(call: CallPiece) -> str:
+    """Return a call as JSON text; its arguments are an object in it."""
+    return f'{{"function":{{"name":{quote(call.name)},"arguments":{safe(call.arguments)}}}}}'
+
+
+async def reply(exchange: Exchange, body: OllamaText, place: Place) -> web.StreamResponse:
     """Answer with the text of the exchange's only call, line by line or as a whole."""
     lines = Lines(exchange, body, place)
     if body.streams:
         idle = lines.line("", ',"done":false')
         return await stream(exchange, lines, 1, usage=True, framing=framing(idle))
     (draft,) = await collect(exchange)
-    text = lines.whole(draft.text, draft.logprobs, draft.reason)
+    text = lines.whole(draft)
     return web.Response(text=text, content_type="application/json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
@@ -16,22 +17,62 @@ from blip.gateway.routes.ollama.answer import OllamaAnswer, reply
 from blip.gateway.routes.ollama.dialect import DIALECT, served_name
 from blip.gateway.routes.ollama.options import OllamaText
 from blip.gateway.routes.ollama.pictures import pictures_of
+from blip.gateway.tools import ANY, Tools, tool_fields
 from blip.kinds.chat import CHAT, ChatInput, ChatMessage
+from blip.kinds.tools import ToolCall
 
-_NO_TOOLS = "This mesh runs no tools: describe them in the prompt, or leave the field out."
+
+class OllamaFunction(Request):
+    """What was called, and with what."""
+
+    name: str
+    arguments: dict[str, Any]
+    index: Annotated[Any, Ignored()] = None
+    description: Annotated[Any, Ignored()] = None
+
+
+class OllamaCall(Request):
+    """A call in an earlier message of the assistant."""
+
+    function: OllamaFunction
+    id: str | None = None
+    type: Annotated[Any, Ignored()] = None
 
 
 class OllamaMessage(Request):
     """One turn of the conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str
-    tool_name: Annotated[Any, Ignored()] = None
-    tool_call_id: Annotated[Any, Ignored()] = None
+    content: str = ""
+    tool_calls: list[OllamaCall] | None = None
+    """What an assistant called."""
+    tool_name: str | None = None
+    """The function that a tool's message answers."""
+    tool_call_id: str | None = None
+    """The call that a tool's message answers, if it had an id."""
     images: list[str] | None = None
     """Pictures in base64, for models that see; they come before the text."""
     thinking: Annotated[Any, Refused("Leave out what was thought.", "")] = None
-    tool_calls: Annotated[Any, Refused(_NO_TOOLS, [])] = None
+
+    def plain(self, at: str) -> ChatMessage:
+        """Return the message as models get it; ``at`` is where it stands, ending in a dot."""
+        self.check(at)
+        tool = self.role == "tool"
+        return ChatMessage(
+            role=self.role,
+            content=self.content,
+            name=self.tool_name if tool else None,
+            pictures=pictures_of(self.images, f"{at}images"),
+            tool_calls=[
+                ToolCall(
+                    id=call.id or f"call_{number}",
+                    name=call.function.name,
+                    arguments=json.dumps(call.function.arguments),
+                )
+                for number, call in enumerate(self.tool_calls or ())
+            ],
+            tool_call_id=(self.tool_call_id or "call_0") if tool else None,
+        )
 
 
 class OllamaChatRequest(OllamaText):
@@ -39,13 +80,12 @@ class OllamaChatRequest(OllamaText):
 
     messages: Annotated[list[OllamaMessage], Field(min_length=1)]
     """The conversation so far, oldest first."""
-    tools: Annotated[Any, Refused(_NO_TOOLS, [])] = None
+    tools: Tools | None = None
+    """Functions that the model may call."""
 
     def check(self, at: str = "") -> None:
         """Raise :class:`~blip.errors.InvalidRequest` for what the types alone do not say."""
         super().check(at)
-        for index, message in enumerate(self.messages):
-            message.check(f"messages.{index}.")
         last = len(self.messages) - 1
         if self.messages[last].role == "assistant":
             raise UnsupportedField(
@@ -56,15 +96,22 @@ class OllamaChatRequest(OllamaText):
 
     def task(self) -> ChatInput:
         """Return the input of the task."""
-        messages = [
-            ChatMessage(
-                role=each.role,
-                content=each.content,
-                pictures=pictures_of(each.images, f"messages.{index}.images"),
-            )
-            for index, each in enumerate(self.messages)
-        ]
-        return ChatInput(messages=messages, **self.sampling())
+        messages = [each.plain(f"messages.{index}.") for index, each in enumerate(self.messages)]
+        tools = [tool.plain(f"tools.{index}.") for index, tool in enumerate(self.tools or ())]
+        return ChatInput(messages=messages, **self.sampling(), **tool_fields(tools, ANY, None))
+
+
+class OllamaAnswerFunction(BaseModel):
+    """What is called, and with what."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class OllamaAnswerCall(BaseModel):
+    """A call that the model makes."""
+
+    function: OllamaAnswerFunction
 
 
 class OllamaAnswerMessage(BaseModel):
@@ -72,6 +119,7 @@ class OllamaAnswerMessage(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str
+    tool_calls: list[OllamaAnswerCall] | None = None
 
 
 class OllamaChatAnswer(OllamaAnswer):
@@ -87,9 +135,12 @@ async def create(exchange: Exchange, body: OllamaChatRequest) -> web.StreamRespo
     are refused by name; those that concern loading are ignored.
     """
     exchange.start(CHAT, served_name(exchange, body.model), [body.task()])
-    return await reply(
-        exchange, body, lambda text: f'"message":{{"role":"assistant","content":{text}}}'
-    )
+    return await reply(exchange, body, _place)
+
+
+def _place(text: str, calls: str) -> str:
+    called = f',"tool_calls":[{calls}]' if calls else ""
+    return f'"message":{{"role":"assistant","content":{text}{called}}}'
 
 
 OPERATIONS = (

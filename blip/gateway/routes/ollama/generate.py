@@ -83,7 +83,7 @@ async def create(exchange: Exchange, body: GenerateRequest) -> web.StreamRespons
     """
     kind = COMPLETION if body.raw else CHAT
     exchange.start(kind, served_name(exchange, body.model), [body.task()])
-    return await reply(exchange, body, lambda text: f'"response":{text}')
+    return await reply(exchange, body, lambda text, calls: f'"response":{text}')
 
 
 OPERATIONS = (

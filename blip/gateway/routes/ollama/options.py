@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from blip.errors import InvalidRequest, UnsupportedField
 from blip.gateway.fields import Ignored, Refused, Request
+from blip.gateway.formats import Schema, any_object, of_schema
 from blip.gateway.sampling import (
     ModelName,
     Penalty,
@@ -118,9 +119,11 @@ class OllamaText(Request):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """How many alternatives to list for each token; needs logprobs."""
 
+    format: Literal["", "json"] | Schema | None = None
+    """A form that the answer keeps to: json for any object, or a JSON Schema."""
+
     keep_alive: Annotated[Any, Ignored()] = None
 
-    format: Annotated[Any, Refused("Ask for it in the prompt and check what comes.", "")] = None
     think: Annotated[Any, Refused("Say in the prompt how hard to think.", False)] = None
 
     def check(self, at: str = "") -> None:
@@ -139,4 +142,8 @@ class OllamaText(Request):
     def sampling(self) -> dict[str, Any]:
         """Return the keyword arguments of a :class:`~blip.kinds.text.TextInput`."""
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return (self.options or Options()).sampling(logprobs)
+        given = (self.options or Options()).sampling(logprobs)
+        if self.format:
+            as_json = self.format == "json"
+            given["grammar"] = any_object("format") if as_json else of_schema(self.format, "format")
+        return given

@@ -27,6 +27,7 @@ from blip.gateway.sampling import (
 from blip.gateway.text import Usage, collect, quote, stream, usage_of
 from blip.kinds.completion import COMPLETION, CompletionInput
 from blip.kinds.text import FinishReason, TokenLogprob
+from blip.kinds.tools import CallPiece
 
 #: The defaults of BitingLip's API reference.
 _MAX_TOKENS = 512
@@ -124,7 +125,11 @@ class Events:
         self._text += text
         return f'data: {{"token":{quote(text)},"partial_text":{quote(self._text)}}}\n\n'
 
-    def finish(self, index: int, reason: FinishReason) -> str:
+    def calls(self, index: int, pieces: list[CallPiece]) -> str:
+        """Nothing: completions call no functions."""
+        return ""
+
+    def finish(self, index: int, reason: FinishReason, stop: str | None) -> str:
         """The whole."""
         return f'data: {{"done":true,"final_text":{quote(self._text)}}}\n\n'
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tokenizers.decoders import DecodeStream
 
@@ -16,21 +16,30 @@ MAX_HELD = 32
 class Detokenizer:
     """Incremental decoding around ``tokenizers``' :class:`DecodeStream`.
 
+    Special tokens are not text, but for those in ``shown``.
+
     ``before`` are the tokens in front of the first one: some tokenizers write the space between
     two words only if there is a word before. The text depends on the tokens alone, so a second
     detokenizer that is fed the same ones holds back the same.
     """
 
-    def __init__(self, vocabulary: Vocabulary, before: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        before: Sequence[int] = (),
+        shown: Mapping[int, str] | None = None,
+    ) -> None:
         self._vocabulary = vocabulary
         self._before = list(before)
+        self._shown = shown or {}
         self._held: list[int] = []
         self._stream = self._new_stream()
 
     def push(self, token: int) -> str:
         """Return the text that this token completes, often all of its own, sometimes none."""
         if token in self._vocabulary.special:
-            return ""
+            text = self._shown.get(token)
+            return "" if text is None else self.flush() + text
         self._held.append(token)
         try:
             text = self._stream.step(self._vocabulary.backend, token)

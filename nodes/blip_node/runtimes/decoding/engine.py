@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from blip.errors import ConfigError, ModelLoadFailed, UnsupportedField
+from blip.errors import ConfigError, InvalidRequest, ModelLoadFailed, UnsupportedField
 from blip.kinds.chat import ChatInput
 from blip.kinds.completion import CompletionInput
 from blip.kinds.text import PREFILL_SHARE, Finish, delta_to_wire
@@ -19,15 +19,19 @@ from blip_node.runtimes.completion import completion_prompt
 from blip_node.runtimes.decoding import llama
 from blip_node.runtimes.decoding.batched import Batched, Unfit
 from blip_node.runtimes.decoding.capacity import cache_tokens, divide
+from blip_node.runtimes.decoding.constraint import Constraint, Guide
 from blip_node.runtimes.decoding.detokenizer import Detokenizer
+from blip_node.runtimes.decoding.lark import Lark, TokenOf, answer, calls, either
 from blip_node.runtimes.decoding.loop import Loop
 from blip_node.runtimes.decoding.prompt import Prompt, room
 from blip_node.runtimes.decoding.sampler import Sampler
 from blip_node.runtimes.decoding.sequence import Sequence
 from blip_node.runtimes.decoding.stepper import Serial, Stepper
 from blip_node.runtimes.decoding.stops import StopMatcher
+from blip_node.runtimes.decoding.tool_stream import ToolStream
 from blip_node.runtimes.decoding.vocabulary import Vocabulary
 from blip_node.runtimes.loading import failure, load_pretrained, load_tokenizer, read_config
+from blip_node.runtimes.tool_formats import HERMES, ToolFormat, format_of
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,9 @@ class Engine:
         self._name = spec.model
         self._vocabulary = Vocabulary(self._tokenizer.backend_tokenizer, loaded.rows)
         self._stop_ids = loaded.stop_ids
+        self._guide = Guide(self._vocabulary, sorted(self._stop_ids))
+        #: How the model writes calls of functions.
+        self._form = format_of(str(self._tokenizer.chat_template or "")) or HERMES
         stepper = loaded.stepper
         #: Whether one forward pass serves all requests.
         self.batched = not isinstance(stepper, Serial)
@@ -60,9 +67,14 @@ class Engine:
         else:
             prompt = self._prompt(wishes)
         sequence = self._sequence(prompt, wishes)
+        tools = wishes.tools if isinstance(wishes, ChatInput) else []
+        if tools or wishes.grammar is not None:
+            sequence.constraint = await asyncio.to_thread(self._constraint, wishes)
+        if tools and sequence.constraint is not None:
+            sequence.tools = ToolStream(self._form, sequence.constraint)
         finish = sequence.resume(wishes.generated)
         if finish is None:
-            sampler = Sampler(wishes, prompt.ids, self._device)
+            sampler = Sampler(wishes, prompt.ids, self._device, sequence.constraint)
             finish = await self._loop.decode(job, sequence, sampler)
         return _outcome(sequence, finish, len(wishes.generated))
 
@@ -95,10 +107,41 @@ class Engine:
             prompt.ids,
             room(len(prompt.ids), wishes.max_tokens, self._context, param),
             self._stop_ids,
-            Detokenizer(self._vocabulary, prompt.before),
+            Detokenizer(self._vocabulary, prompt.before, self._shown(wishes)),
             StopMatcher(wishes.stop),
             prompt.lead,
         )
+
+    def _shown(self, wishes: ChatInput | CompletionInput) -> dict[int, str]:
+        """Return the special tokens that are to be read: the markers of calls, if there may be."""
+        if not (isinstance(wishes, ChatInput) and wishes.tools):
+            return {}
+        markers = (self._form.marker, self._form.after)
+        found = {self._vocabulary.marker(marker): marker for marker in markers}
+        return {token: marker for token, marker in found.items() if token is not None}
+
+    def _constraint(self, wishes: ChatInput | CompletionInput) -> Constraint:
+        """Return what holds for an answer; it takes milliseconds, or more where much is asked."""
+        if isinstance(wishes, ChatInput) and wishes.tools:
+            lark, active = _tool_rules(wishes, self._form, self._vocabulary.marker)
+            return self._guide.constraint(lark, active=active)
+        assert wishes.grammar is not None, "asked where nothing constrains"
+        return self._guide.constraint(answer(wishes.grammar), active=True)
+
+
+def _tool_rules(wishes: ChatInput, form: ToolFormat, token: TokenOf) -> tuple[Lark, bool]:
+    """Return the grammar of an answer that may call tools, and whether it holds from the start."""
+    many = wishes.parallel_tool_calls
+    if wishes.tool is not None:
+        named = [tool for tool in wishes.tools if tool.name == wishes.tool]
+        if not named:
+            raise InvalidRequest(f"'tool': there is no tool '{wishes.tool}'", param="tool_choice")
+        return calls(form, named, token, many=False, inside=False), True
+    if wishes.tool_choice == "required":
+        return calls(form, wishes.tools, token, many=many, inside=False), True
+    if wishes.grammar is not None:
+        return either(wishes.grammar, form, wishes.tools, token, many=many), True
+    return calls(form, wishes.tools, token, many=many, inside=True), False
 
 
 class _Loaded(NamedTuple):
@@ -159,7 +202,7 @@ def _stepper(model: Any, spec: LoadSpec, context: int) -> Stepper:
 
 def _chars(wishes: ChatInput | CompletionInput) -> int:
     if isinstance(wishes, ChatInput):
-        return sum(len(message.content) for message in wishes.messages)
+        return wishes.chars
     return len(wishes.prompt)
 
 

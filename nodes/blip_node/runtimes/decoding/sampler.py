@@ -18,6 +18,7 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 
 from blip.errors import RuntimeFailed
 from blip.kinds.text import TextInput
+from blip_node.runtimes.decoding.constraint import Constraint, restrict
 
 #: Below this a softmax in float32 is a step function, and dividing by it overflows soon after.
 GREEDY_BELOW = 1e-4
@@ -50,12 +51,19 @@ def uniform(seed: int, step: int) -> float:
 
 class Sampler:
     """The wishes of one request, applied in this order: logit_bias, repetition_penalty (over
-    prompt and answer), frequency and presence penalty (over the answer), then temperature, top_k
-    and top_p, and a draw; or, at temperature 0, the likeliest.
+    prompt and answer), frequency and presence penalty (over the answer), what the ``constraint``
+    allows, then temperature, top_k and top_p, and a draw; or, at temperature 0, the likeliest.
     """
 
-    def __init__(self, wishes: TextInput, prompt: Sequence[int], device: str = "cpu") -> None:
+    def __init__(
+        self,
+        wishes: TextInput,
+        prompt: Sequence[int],
+        device: str = "cpu",
+        constraint: Constraint | None = None,
+    ) -> None:
         self._device = device
+        self.constraint = constraint
         self.logprobs = wishes.logprobs
         self.seed = secrets.randbits(64) if wishes.seed is None else wishes.seed
         self.greedy = wishes.temperature < GREEDY_BELOW
@@ -138,6 +146,7 @@ def choose(
                 for sampler, row, so_far in zip(samplers, logits, generated, strict=True)
             ]
         )
+    scores = restrict(scores, [sampler.constraint for sampler in samplers])
     rows = range(len(samplers))
     usable = [math.isfinite(highest[row]) for row in rows]
     tokens: dict[int, int] = {}

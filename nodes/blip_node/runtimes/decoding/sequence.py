@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from blip.kinds.text import Delta, Finish, TokenLogprob
+from blip.kinds.text import Delta, Finish, FinishReason, TokenLogprob
+from blip.kinds.tools import CallPiece
+from blip_node.runtimes.decoding.constraint import Constraint
 from blip_node.runtimes.decoding.detokenizer import Detokenizer
 from blip_node.runtimes.decoding.stops import StopMatcher
+from blip_node.runtimes.decoding.tool_stream import ToolStream
 
 
 @dataclass(slots=True, eq=False)
@@ -17,7 +20,8 @@ class Sequence:
 
     ``limit`` is the most tokens that may be generated, those of earlier attempts included.
     ``lead`` is text that goes out in front of the first token (an echoed prompt). ``computed``
-    of the tokens are in the cache; the rest is due.
+    of the tokens are in the cache; the rest is due. ``constraint`` is the grammar that the answer
+    keeps to, ``tools`` finds calls in its text.
     """
 
     prompt: list[int]
@@ -26,6 +30,8 @@ class Sequence:
     detokenizer: Detokenizer
     stops: StopMatcher
     lead: str = ""
+    constraint: Constraint | None = None
+    tools: ToolStream | None = None
     generated: list[int] = field(default_factory=list)
     computed: int = 0
     cache: Any = None
@@ -64,24 +70,50 @@ class Sequence:
         self.generated.append(token)
         lead, self.lead = self.lead, ""
         if token in self.stop_ids:
-            return self._finish("stop", lead, token, None)
-        text, stopped = self.stops.push(self.detokenizer.push(token))
+            return self._finish("stop", lead, token, None, [])
+        if self.constraint is not None and self.constraint.active:
+            self.constraint.advance(token)
+        text = self.detokenizer.push(token)
+        calls: list[CallPiece] = []
+        if self.tools is not None:
+            text, calls = self.tools.push(token, text)
+        text, stopped = self.stops.push(text)
         text = lead + text
         logprobs = None if logprob is None else [logprob]
         if stopped:
-            return Finish("stop", text, [token], logprobs)
+            return self._ended("stop", text, token, logprobs, calls)
+        if self.constraint is not None and self.constraint.complete:
+            return self._finish("stop", text, token, logprobs, calls)
         if len(self.generated) >= self.limit:
-            return self._finish("length", text, token, logprobs)
-        return Delta(text, [token], logprobs)
+            return self._finish("length", text, token, logprobs, calls)
+        return Delta(text, [token], logprobs, calls or None)
 
     def _finish(
         self,
-        reason: Literal["stop", "length"],
+        reason: FinishReason,
         text: str,
         token: int,
         logprobs: list[TokenLogprob] | None,
+        calls: list[CallPiece],
     ) -> Finish:
-        rest, stopped = self.stops.push(self.detokenizer.flush())
+        held = self.detokenizer.flush()
+        if self.tools is not None:
+            held, more = self.tools.push(token, held)
+            held += self.tools.flush()
+            calls = calls + more
+        rest, stopped = self.stops.push(held)
         if not stopped:
             rest += self.stops.flush()
-        return Finish("stop" if stopped else reason, text + rest, [token], logprobs)
+        return self._ended("stop" if stopped else reason, text + rest, token, logprobs, calls)
+
+    def _ended(
+        self,
+        reason: FinishReason,
+        text: str,
+        token: int,
+        logprobs: list[TokenLogprob] | None,
+        calls: list[CallPiece],
+    ) -> Finish:
+        if reason == "stop" and self.tools is not None and self.tools.calls:
+            reason = "tool_calls"
+        return Finish(reason, text, [token], logprobs, calls or None, self.stops.found)

@@ -17,6 +17,8 @@ class StopMatcher:
         #: How much of each stop sequence the text so far ends with.
         self._matched = [0] * len(self._stops)
         self._held = ""
+        #: The stop sequence that was found.
+        self.found: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
         """Take the next piece; return the text to show, and whether a stop sequence is complete.
@@ -38,6 +40,7 @@ class StopMatcher:
                     complete = max(complete, matched)
             if complete:
                 self._held = ""
+                self.found = seen[at - complete : at]
                 return seen[: at - complete], True
         keep = len(seen) - max(self._matched)
         self._held = seen[keep:]

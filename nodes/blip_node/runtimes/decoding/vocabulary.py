@@ -27,6 +27,7 @@ class Vocabulary:
         self.size = size
         added = backend.get_added_tokens_decoder()
         self._added = {token: entry.content for token, entry in added.items()}
+        self._markers = {text: token for token, text in self._added.items()}
         #: Tokens that are never shown: begin and end markers, roles and the like.
         self.special = frozenset(token for token, entry in added.items() if entry.special)
         state = backend.decoder.__getstate__() if backend.decoder is not None else b""
@@ -41,6 +42,10 @@ class Vocabulary:
         """Return the text of ids, leaving out special tokens; broken UTF-8 becomes U+FFFD."""
         text: str = self.backend.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def marker(self, text: str) -> int | None:
+        """Return the token that was added to stand for just this text, None if there is none."""
+        return self._markers.get(text)
 
     def check(self, ids: Iterable[int], param: str) -> None:
         """Raise :class:`~blip.errors.InvalidRequest` for an id that the model does not have."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from blip.errors import ConfigError, InvalidRequest, ModelLoadFailed
+from blip.errors import ConfigError, InvalidRequest, ModelLoadFailed, UnsupportedField
 from blip.kinds.caption import TYPICAL_CAPTION_TOKENS, CaptionInput
 from blip.kinds.chat import ChatInput
 from blip.kinds.text import PREFILL_SHARE, Finish, delta_to_wire
@@ -18,7 +18,9 @@ from blip_node.models.snapshot import (
     has_chat_template,
 )
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
+from blip_node.runtimes.decoding.constraint import Guide
 from blip_node.runtimes.decoding.detokenizer import Detokenizer
+from blip_node.runtimes.decoding.lark import answer
 from blip_node.runtimes.decoding.prompt import room
 from blip_node.runtimes.decoding.sampler import Sampler
 from blip_node.runtimes.decoding.sequence import Sequence
@@ -72,10 +74,17 @@ class Narrator:
         size = self._model.config.get_text_config(decoder=True).vocab_size
         self._vocabulary = Vocabulary(tokenizer.backend_tokenizer, size)
         self._stop_ids = _stop_ids(self._model, tokenizer, chats=self._chats)
+        self._guide = Guide(self._vocabulary, sorted(self._stop_ids))
 
     def _write(self, job: Job) -> Outcome:
         wishes: ChatInput | CaptionInput = job.input
         captions = isinstance(wishes, CaptionInput)
+        if isinstance(wishes, ChatInput) and wishes.tools:
+            raise UnsupportedField(
+                f"'tools': {self._name} sees, and models that see call no functions here",
+                hint="Leave the tools out, or ask a model of text alone.",
+                param="tools",
+            )
         inputs = self._inputs(wishes)
         self._lane.look(job)
         ids = inputs["input_ids"][0].tolist() if "input_ids" in inputs else []
@@ -91,6 +100,8 @@ class Narrator:
             Detokenizer(self._vocabulary),
             StopMatcher(wishes.stop),
         )
+        if wishes.grammar is not None:
+            sequence.constraint = self._guide.constraint(answer(wishes.grammar), active=True)
         finish = sequence.resume(wishes.generated)
         if finish is None:
             finish = write(
@@ -99,7 +110,7 @@ class Narrator:
                 job,
                 self._lane.look,
                 sequence,
-                Sampler(wishes, ids, str(self._model.device)),
+                Sampler(wishes, ids, str(self._model.device), sequence.constraint),
                 self._vocabulary,
                 streams=not captions,
             )
