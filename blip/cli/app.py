@@ -10,6 +10,7 @@ from blip.cli.verbs import (  # noqa: F401
     roles,
     text,
     image,
+    hearing,
     look,
     operate,
     settings,

@@ -18,6 +18,7 @@ from blip.client.answers import (
     TextAnswer,
 )
 from blip.client.connection import DEFAULT_URL
+from blip.client.hearing_answers import HeardSegment, HeardWord, TranscriptAnswer
 from blip.client.operations import Progress
 from blip.client.stream import TextStream
 from blip.client.sync import Blip, SyncTextStream
@@ -30,6 +31,8 @@ __all__ = [
     "EchoAnswer",
     "EmbeddingAnswer",
     "GatewayUnreachable",
+    "HeardSegment",
+    "HeardWord",
     "ImageAnswer",
     "Messages",
     "ModelInfo",
@@ -39,4 +42,5 @@ __all__ = [
     "SyncTextStream",
     "TextAnswer",
     "TextStream",
+    "TranscriptAnswer",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from blip.client.echo import EchoClient
+from blip.client.hearing import HearingClient
 from blip.client.images import ImageClient
 from blip.client.mesh import MeshClient
 from blip.client.operations import OperationsClient
 from blip.client.text import TextClient
 
 
-class AsyncBlip(MeshClient, TextClient, ImageClient, EchoClient, OperationsClient):
+class AsyncBlip(MeshClient, TextClient, ImageClient, HearingClient, EchoClient, OperationsClient):
     """A gateway's clients' side. Use it as a context manager, or ``close()`` it.
 
     ``url`` and ``api_key`` default to ``$BLIP_URL`` (else this machine's gateway) and

@@ -17,6 +17,7 @@ from blip.client.answers import (
     Origin,
     TextAnswer,
 )
+from blip.client.hearing_answers import TranscriptAnswer
 from blip.client.stream import TextStream
 from blip.client.text import Messages
 
@@ -108,6 +109,14 @@ class Blip:
     def image(self, model: str, prompt: str = "", **options: Any) -> ImageAnswer:
         """Paint pictures; see :meth:`blip.client.AsyncBlip.image` for the options."""
         return self._wait(self._client.image(model, prompt, **options))
+
+    def transcribe(self, model: str, file: bytes, **options: Any) -> TranscriptAnswer:
+        """Write down what is said; see :meth:`blip.client.AsyncBlip.transcribe` for the options."""
+        return self._wait(self._client.transcribe(model, file, **options))
+
+    def translate(self, model: str, file: bytes, **options: Any) -> TranscriptAnswer:
+        """Write down in English what is said; options as :meth:`transcribe`'s."""
+        return self._wait(self._client.translate(model, file, **options))
 
     def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given."""

@@ -113,9 +113,8 @@ QUESTIONS: dict[str, Question] = {
     ),
     "embedding": Question(EmbeddingInput(texts=[_ASKED]), _check_vector),
     "image": Question(ImageInput(prompt="1, 2, 3", steps=2, seed=0), _check_picture),
-    "transcription": Question(
-        TranscriptionInput(file=_tone(), temperature=0.01, seed=0), _check_transcript
-    ),
+    "transcription": Question(TranscriptionInput(file=_tone(), seed=0), _check_transcript),
+    "translation": Question(TranscriptionInput(file=_tone(), seed=0), _check_transcript),
     "echo": Question(EchoInput(text=_ASKED), _check_echo),
 }
 

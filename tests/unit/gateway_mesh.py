@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
 import itertools
 import struct
 import time
+import wave
 import zlib
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -37,6 +39,14 @@ from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput, Step, step_to_wire
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
+from blip.kinds.transcription import (
+    Heard,
+    Segment,
+    Transcript,
+    TranscriptionInput,
+    Word,
+    heard_to_wire,
+)
 from blip.protocol.messages import (
     Advert,
     Device,
@@ -291,6 +301,32 @@ async def painter(value: ImageInput) -> Work:
     yield Answer(png(width, height, seed), usage, 1.0)
 
 
+def wav(seconds: float = 0.5) -> bytes:
+    """A sound of silence, 8,000 samples a second."""
+    written = io.BytesIO()
+    with wave.open(written, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8_000)
+        file.writeframes(bytes(2 * round(8_000 * seconds)))
+    return written.getvalue()
+
+
+#: What ``listener`` hears in everything.
+HEARD = [
+    Segment(0.0, 0.25, " Hello", [1], 0.0, 0.0, -0.25, 1.0, 0.01, [Word("Hello", 0.0, 0.25)]),
+    Segment(0.25, 0.5, " there.", [2], 0.0, 0.0, -0.25, 1.0, 0.01, [Word("there.", 0.25, 0.5)]),
+]
+
+
+async def listener(value: TranscriptionInput) -> Work:
+    """Hear two words in everything, one on the way."""
+    segments = HEARD if value.words else [each._replace(words=None) for each in HEARD]
+    if value.parts:
+        yield heard_to_wire(Heard(segments[:1], 0.25, 0.5))
+    yield Answer(heard_to_wire(Transcript(segments, 0.5, "english")), {"audio_ms": 500}, 0.5)
+
+
 def failing(error: Exception, after: int = 0) -> Node:
     """A model that says ``after`` words and then fails."""
 
@@ -328,6 +364,7 @@ def mesh() -> MemoryMesh:
             "embedder": embedder,
             "echo": echoer,
             "toy-shapes": painter,
+            "whisper": listener,
             "endless": endless(),
             "silent": silent,
         }

@@ -126,7 +126,7 @@ async def test_segments_and_words_have_the_times_of_their_keys(dtmf: Transcripti
         assert [tuple(word) for word in segment.words] == [
             (segment.text, segment.start, segment.end)
         ]
-        assert segment.avg_logprob is segment.no_speech is segment.temperature is None
+        assert segment.avg_logprob is segment.no_speech is segment.seek is None
     assert (await hear(dtmf, keys_file("12"))).segments[0].words is None
 
 
@@ -253,8 +253,8 @@ async def test_a_window_is_what_transformers_hears(
     """Ours must be the tokens of Whisper's own ``generate``, and their probability."""
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
     features = features_of(folder, FILE)
-    listener = whisper._engine._listener  # type: ignore[union-attr]
-    decoder = listener._decoder  # type: ignore[attr-defined]
+    listener: Any = whisper._engine._listener  # type: ignore[union-attr]
+    decoder = listener._decoder
     with torch.inference_mode():
         encoded = model.get_encoder()(features)
     for language, task in (("en", "transcribe"), ("de", "translate")):
@@ -329,7 +329,7 @@ async def test_windows_follow_each_other(whisper: TranscriptionRuntime) -> None:
     heard = [heard_from_wire(part) for part in job.parts]
     assert len(heard) >= 4
     assert [segment for each in heard for segment in each.segments] == whole.segments
-    begins = sorted({segment.seek for segment in whole.segments})
+    begins = sorted({segment.seek or 0.0 for segment in whole.segments})
     assert all(0 < late - early <= WINDOW for early, late in pairwise(begins))
     assert all(0 <= each.start <= each.end <= whole.duration for each in whole.segments)
     assert heard[-1].done == pytest.approx(whole.duration)
@@ -347,6 +347,7 @@ async def test_words_lie_in_their_window(whisper: TranscriptionRuntime) -> None:
     assert words
     for segment in found.segments:
         assert segment.words is not None
+        assert segment.seek is not None
         for word in segment.words:
             assert segment.seek <= word.start <= word.end <= segment.seek + WINDOW + STEP
 
@@ -366,8 +367,8 @@ async def test_a_prompt_changes_what_is_heard_and_may_not_be_too_long(
 async def test_a_cancel_stops_whisper_within_a_token(whisper: TranscriptionRuntime) -> None:
     job = RecordingJob("transcription", file=LONG, temperature=0.9, seed=0)
     looked = []
-    listener = whisper._engine._listener  # type: ignore[union-attr]
-    decode = listener._decoder.decode  # type: ignore[attr-defined]
+    listener: Any = whisper._engine._listener  # type: ignore[union-attr]
+    decode = listener._decoder.decode
 
     def decode_and_leave(*given: Any) -> Any:
         *rest, look = given
@@ -380,12 +381,12 @@ async def test_a_cancel_stops_whisper_within_a_token(whisper: TranscriptionRunti
 
         return decode(*rest, cancelling)
 
-    listener._decoder.decode = decode_and_leave  # type: ignore[attr-defined]
+    listener._decoder.decode = decode_and_leave
     try:
         with pytest.raises(Cancelled):
             await whisper.run(job)
     finally:
-        del listener._decoder.decode  # type: ignore[attr-defined]
+        del listener._decoder.decode
     assert len(looked) == 3
 
 
