@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -23,6 +25,7 @@ from blip.errors import (
     WorkerCrashed,
 )
 from blip.kinds.transcription import Transcript, heard_from_wire, transcript_from_wire
+from blip_node.audio.decode import decode
 from blip_node.models import ModelSpec, describe
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.environment import WORKER_ENV
@@ -40,6 +43,7 @@ from transformers.models.whisper import generation_whisper
 
 from tests.models.random_whisper import END, FIRST_STAMP, IDS, STEP, TOKENS, WINDOW, make_whisper
 
+FILE = keys_file("123 456 789 555")  # 5.2 seconds: one window of the random Whisper
 DTMF = Path(__file__).parents[1] / "models" / "tiny-dtmf"
 
 
@@ -222,6 +226,64 @@ async def test_numbers_that_are_none_are_no_letters(tmp_path: Path) -> None:
         runtime.close()
 
 
+def make_ctc(folder: Path, family: str) -> None:
+    """Write a model with random weights that spells with the letters A to Z."""
+    letters = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "'"]
+    words = ["<pad>", "<s>", "</s>", "<unk>", "|", *letters]
+    file = folder / "letters.json"
+    file.write_text(json.dumps({word: id for id, word in enumerate(words)}))
+    small: dict[str, Any] = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "pad_token_id": 0,
+    }
+    if family != "Wav2Vec2Bert":
+        small |= {
+            "conv_dim": (16, 16, 16),
+            "conv_kernel": (10, 3, 3),
+            "conv_stride": (5, 8, 8),
+            "num_feat_extract_layers": 3,
+            "num_conv_pos_embeddings": 16,
+            "num_conv_pos_embedding_groups": 2,
+        }
+    extractor: Any = transformers.Wav2Vec2FeatureExtractor()
+    if family == "Wav2Vec2Bert":  # it hears a spectrum, not samples
+        extractor = transformers.SeamlessM4TFeatureExtractor(feature_size=20, num_mel_bins=20)
+        small["feature_projection_input_dim"] = 40
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{family}Config")(**small)
+    getattr(transformers, f"{family}ForCTC")(config).save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    transformers.Wav2Vec2CTCTokenizer(str(file)).save_pretrained(folder)
+    file.unlink()
+
+
+@pytest.mark.parametrize("family", ["Wav2Vec2", "Hubert", "WavLM", "Wav2Vec2Bert"])
+async def test_other_families_are_what_transformers_hears(tmp_path: Path, family: str) -> None:
+    make_ctc(tmp_path, family)
+    assert describe(ModelSpec("m", str(tmp_path))).kinds == ("transcription",)
+    runtime = load(tmp_path)
+    try:
+        found = await hear(runtime, FILE, words=True)
+    finally:
+        runtime.close()
+    model = transformers.AutoModelForCTC.from_pretrained(tmp_path).eval()
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    samples = decode(FILE, RATE)
+    with torch.inference_mode():
+        inputs = extractor(samples, sampling_rate=RATE, return_tensors="pt")
+        ids = model(**inputs).logits[0].argmax(-1)
+    expected = re.sub(r"</?\w+>", "", tokenizer.decode(ids))  # marks are no letters
+    assert expected
+    assert " ".join(found.text.split()) == " ".join(expected.split())
+    words = [word.text for segment in found.segments for word in segment.words or ()]
+    assert "".join(words) == "".join(expected.split())
+
+
 def test_weights_that_are_missing_fail_the_load(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -236,13 +298,10 @@ def test_weights_that_are_missing_fail_the_load(tmp_path: Path) -> None:
 
 # --- Whisper ---------------------------------------------------------------------------------
 
-FILE = keys_file("123 456 789 555")  # 5.2 seconds: one window
 LONG = keys_file("0123456789*# " * 6)  # 19 seconds: four windows or more
 
 
 def features_of(folder: Path, file: bytes) -> Any:
-    from blip_node.audio.decode import decode
-
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     return extractor(decode(file, RATE), sampling_rate=RATE, return_tensors="pt").input_features
 
@@ -368,7 +427,7 @@ async def test_a_cancel_stops_whisper_within_a_token(whisper: TranscriptionRunti
     job = RecordingJob("transcription", file=LONG, temperature=0.9, seed=0)
     looked = []
     listener: Any = whisper._engine._listener  # type: ignore[union-attr]
-    decode = listener._decoder.decode
+    original = listener._decoder.decode
 
     def decode_and_leave(*given: Any) -> Any:
         *rest, look = given
@@ -379,7 +438,7 @@ async def test_a_cancel_stops_whisper_within_a_token(whisper: TranscriptionRunti
                 job.cancel()
             look()
 
-        return decode(*rest, cancelling)
+        return original(*rest, cancelling)
 
     listener._decoder.decode = decode_and_leave
     try:
