@@ -17,6 +17,7 @@ from blip.cli.verbs import (  # noqa: F401
     upscale,
     safety,
     kinds,
+    hearing,
     look,
     operate,
     settings,

@@ -19,6 +19,7 @@ from blip.client.answers import (
     ToolCall,
 )
 from blip.client.connection import DEFAULT_URL
+from blip.client.hearing_answers import HeardSegment, HeardWord, TranscriptAnswer
 from blip.client.kinds import TaskAnswer
 from blip.client.operations import Progress
 from blip.client.pipelines import PipelineAnswer, Ranked, RerankAnswer
@@ -50,6 +51,8 @@ __all__ = [
     "EchoAnswer",
     "EmbeddingAnswer",
     "GatewayUnreachable",
+    "HeardSegment",
+    "HeardWord",
     "ImageAnswer",
     "LabelAnswer",
     "Messages",
@@ -70,6 +73,7 @@ __all__ = [
     "TextAnswer",
     "TextStream",
     "ToolCall",
+    "TranscriptAnswer",
     "UpscaleAnswer",
     "Verdict",
     "VideoAnswer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blip.client.echo import EchoClient
+from blip.client.hearing import HearingClient
 from blip.client.images import ImageClient
 from blip.client.kinds import KindsClient
 from blip.client.mesh import MeshClient
@@ -21,6 +22,7 @@ class AsyncBlip(
     TextClient,
     ImageClient,
     SpeechClient,
+    HearingClient,
     VisionClient,
     PipelineClient,
     UpscaleClient,

@@ -18,6 +18,7 @@ from blip.client.answers import (
     TextAnswer,
     ToolCall,
 )
+from blip.client.hearing_answers import TranscriptAnswer
 from blip.client.kinds import TaskAnswer
 from blip.client.pipelines import PipelineAnswer, RerankAnswer
 from blip.client.safety import Verdict
@@ -210,6 +211,14 @@ class Blip:
                 yield event
         finally:
             self._wait(events.aclose())
+
+    def transcribe(self, model: str, file: bytes, **options: Any) -> TranscriptAnswer:
+        """Write down what is said; see :meth:`blip.client.AsyncBlip.transcribe` for the options."""
+        return self._wait(self._client.transcribe(model, file, **options))
+
+    def translate(self, model: str, file: bytes, **options: Any) -> TranscriptAnswer:
+        """Write down in English what is said; options as :meth:`transcribe`'s."""
+        return self._wait(self._client.translate(model, file, **options))
 
     def echo(self, text: str = "", *, model: str = "echo", **options: Any) -> EchoAnswer:
         """Send a task through the mesh that gives back what it was given."""

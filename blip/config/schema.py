@@ -251,7 +251,7 @@ class GatewayConfig(Section):
         json_schema_extra={"secret": "map"},
     )
     body_limit: Size = Field(
-        default=ByteSize(8 * 1024 * 1024),
+        default=ByteSize(32 * 1024 * 1024),
         gt=0,
         description='Largest request body, in bytes or as "8MiB"; a larger one gets a 413.',
     )

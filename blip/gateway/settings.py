@@ -31,7 +31,7 @@ class GatewaySettings:
     """
 
     #: Largest request body in bytes, after decompression. Long prompts and 2048 texts to embed fit.
-    body_limit: int = 8 * 1024 * 1024
+    body_limit: int = 32 * 1024 * 1024
     api_keys: Mapping[str, str] = field(default_factory=dict)
     #: Seconds of silence after which a stream carries a comment, so that proxies keep it open.
     heartbeat: float = 15.0

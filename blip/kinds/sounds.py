@@ -58,7 +58,8 @@ _FOREIGN = (
 class Header(NamedTuple):
     """What a sound says of itself; ``seconds`` is None where it does not.
 
-    ``cut`` says that it ends before its own header's end.
+    ``cut`` says that it ends before its own header's end, ``guessed`` that the seconds follow from
+    the first frame and the size of the file only.
     """
 
     format: SoundFormat
@@ -66,6 +67,7 @@ class Header(NamedTuple):
     channels: int
     seconds: float | None
     cut: bool = False
+    guessed: bool = False
 
 
 def read_header(data: bytes | memoryview) -> Header | None:
@@ -255,4 +257,4 @@ def _mp3(view: memoryview, at: int) -> Header | None:
             cut = flags & 3 == 3 and at + size > len(view)
             return Header("mp3", frame.rate, frame.channels, frames * samples / frame.rate, cut)
     seconds = (len(view) - at) * 8 / frame.bitrate
-    return Header("mp3", frame.rate, frame.channels, seconds)
+    return Header("mp3", frame.rate, frame.channels, seconds, guessed=True)

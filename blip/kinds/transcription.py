@@ -60,18 +60,18 @@ class Segment(NamedTuple):
     """Some words that belong together; ``start`` and ``end`` are seconds of the whole sound.
 
     The texts of all segments, one behind the other, are the whole. ``tokens`` are the model's own
-    ids, ``seek`` where the window began that it was heard in, in seconds. ``temperature`` is what
-    the window was decoded at in the end. ``avg_logprob``, the mean of the natural logarithms of
+    ids, ``seek`` is where the window began that it was heard in, in seconds, ``temperature`` what
+    that was decoded at in the end. ``avg_logprob``, the mean of the natural logarithms of
     the tokens' probabilities, ``compression`` (bytes of the window's text by bytes of it when
-    compressed) and ``no_speech`` (the probability that nobody speaks) are of the whole window, None
-    where the model has no such thing, as are words where none were asked for.
+    compressed) and ``no_speech`` (the probability that nobody speaks) are of the whole window. What
+    the model has not is None, as are words where none were asked for.
     """
 
     start: float
     end: float
     text: str
     tokens: list[int]
-    seek: float
+    seek: float | None = None
     temperature: float | None = None
     avg_logprob: float | None = None
     compression: float | None = None

@@ -213,9 +213,6 @@ QUESTIONS: dict[str, Question] = {
         Text2TextInput(texts=[_ASKED], max_new_tokens=2), _check_results
     ),
     "image": Question(ImageInput(prompt="1, 2, 3", steps=2, seed=0), _check_picture),
-    "transcription": Question(
-        TranscriptionInput(file=_tone(), temperature=0.01, seed=0), _check_transcript
-    ),
     "speech": Question(SpeechInput(text=_COUNTED, format="pcm", lenient=True), _check_speech),
     "caption": Question(CaptionInput(image=_PICTURE, max_tokens=1, logprobs=1), _check_text),
     "detection": Question(
@@ -241,6 +238,8 @@ QUESTIONS: dict[str, Question] = {
     "moderation": Question(
         ModerationInput(texts=[_ASKED]), _check_verdict, ("ForImageClassification",)
     ),
+    "transcription": Question(TranscriptionInput(file=_tone(), seed=0), _check_transcript),
+    "translation": Question(TranscriptionInput(file=_tone(), seed=0), _check_transcript),
     "echo": Question(EchoInput(text=_ASKED), _check_echo),
 }
 

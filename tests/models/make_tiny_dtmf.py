@@ -1,6 +1,6 @@
 """Make ``tiny-dtmf``: a Wav2Vec2 with a CTC head that writes down telephone key tones.
 
-``python make_tiny_dtmf.py FOLDER``; about three minutes on a CPU. Keys are pressed for
+``python -m tests.models.make_tiny_dtmf FOLDER``; about three minutes on a CPU. Keys are pressed for
 different times, at different loudness, with and without longer pauses, over different noise.
 """
 

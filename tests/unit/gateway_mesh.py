@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import struct
 import time
+import wave
 import zlib
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -54,6 +56,14 @@ from blip.kinds.plugin import JSON, Piece, PluginInput, Progress, piece_to_wire
 from blip.kinds.rerank import RerankInput
 from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
+from blip.kinds.transcription import (
+    Heard,
+    Transcript,
+    TranscriptionInput,
+    Word,
+    heard_to_wire,
+)
+from blip.kinds.transcription import Segment as HeardSegment
 from blip.kinds.upscale import UpscaleInput
 from blip.kinds.video import VideoInput
 from blip.kinds.vision import (
@@ -433,6 +443,34 @@ async def upscaler(value: UpscaleInput) -> Work:
     yield Answer(png(width, height, 9), {"width": width, "height": height, "steps": 2}, 1.0)
 
 
+def wav(seconds: float = 0.5) -> bytes:
+    """A sound of silence, 8,000 samples a second."""
+    written = io.BytesIO()
+    with wave.open(written, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8_000)
+        file.writeframes(bytes(2 * round(8_000 * seconds)))
+    return written.getvalue()
+
+
+#: What ``listener`` hears in everything.
+HEARD = [
+    HeardSegment(0.0, 0.25, " Hello", [1], 0.0, 0.0, -0.25, 1.0, 0.01, [Word("Hello", 0.0, 0.25)]),
+    HeardSegment(
+        0.25, 0.5, " there.", [2], 0.0, 0.0, -0.25, 1.0, 0.01, [Word("there.", 0.25, 0.5)]
+    ),
+]
+
+
+async def listener(value: TranscriptionInput) -> Work:
+    """Hear two words in everything, one on the way."""
+    segments = HEARD if value.words else [each._replace(words=None) for each in HEARD]
+    if value.parts:
+        yield heard_to_wire(Heard(segments[:1], 0.25, 0.5))
+    yield Answer(heard_to_wire(Transcript(segments, 0.5, "english")), {"audio_ms": 500}, 0.5)
+
+
 def failing(error: Exception, after: int = 0) -> Node:
     """A model that says ``after`` words and then fails."""
 
@@ -520,6 +558,7 @@ def mesh() -> MemoryMesh:
             "swin2sr": upscaler,
             "wordcount": counter,
             "guard": guard,
+            "whisper": listener,
             "endless": endless(),
             "silent": silent,
         }

