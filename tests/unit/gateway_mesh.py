@@ -36,7 +36,7 @@ from blip.kinds.completion import CompletionInput
 from blip.kinds.echo import EchoInput
 from blip.kinds.embedding import EmbeddingInput
 from blip.kinds.image import ImageInput, Step, step_to_wire
-from blip.kinds.speech import SpeechInput
+from blip.kinds.speech import Piece, SpeechInput, piece_to_wire
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
 from blip.protocol.messages import (
     Advert,
@@ -296,7 +296,8 @@ async def speaker(value: SpeechInput) -> Work:
     """Say the words one by one, as bytes that say who speaks; the last comes with the end."""
     *words, last = value.text.split()
     for number, word in enumerate(words):
-        yield f"{word}/{value.voice}/{value.speed:g} ".encode()
+        said = f"{word}/{value.voice}/{value.speed:g} ".encode()
+        yield piece_to_wire(Piece(number + 1, said))
         if number % 3 == 0:
             await asyncio.sleep(0)
     usage = {"prompt_tokens": len(words) + 1, "samples": 24_000, "sample_rate": 16_000}
