@@ -26,7 +26,7 @@ from blip_node.runtimes.speaking.sentences import MAX_PIECE, split
 from blip_node.runtimes.speaking.synthesizer import OPENAI, choose
 from blip_node.runtimes.speech import SpeechRuntime
 from tests.models.jobs import RecordingJob
-from tests.models.random_voices import LETTERS, RATE, make_speecht5, make_vits
+from tests.models.random_voices import LETTERS, RATE, make_piper, make_speecht5, make_vits
 
 os.environ.update(WORKER_ENV)
 
@@ -350,7 +350,7 @@ def test_what_is_too_long_is_cut_where_it_hurts_least() -> None:
 # --- Piper -----------------------------------------------------------------------------------
 
 
-def make_piper(folder: Path, name: str = "voice", **config: Any) -> Path:
+def write_piper(folder: Path, name: str = "voice", **config: Any) -> Path:
     """Write what looks like a voice of Piper, but for what is in the file."""
     folder.mkdir(exist_ok=True)
     said = {"audio": {"sample_rate": 22050}, "espeak": {"voice": "en-us"}, "phoneme_id_map": {}}
@@ -360,7 +360,7 @@ def make_piper(folder: Path, name: str = "voice", **config: Any) -> Path:
 
 
 def test_a_piper_voice_is_found_and_described(tmp_path: Path) -> None:
-    folder = make_piper(tmp_path / "voices", language={"code": "en_US"})
+    folder = write_piper(tmp_path / "voices", language={"code": "en_US"})
     file = folder / "voice.onnx"
     for source in (folder, file):
         spec = ModelSpec("m", str(source))
@@ -372,7 +372,7 @@ def test_a_piper_voice_is_found_and_described(tmp_path: Path) -> None:
         )
         assert found.bytes == 4000
         assert prepare(spec, tmp_path, lambda share: None) == file
-    make_piper(folder, "other")
+    write_piper(folder, "other")
     with pytest.raises(ModelLoadFailed, match=r"holds 2 \.onnx files") as caught:
         describe(ModelSpec("m", str(folder)))
     assert "other.onnx" in caught.value.hint
@@ -390,7 +390,7 @@ def test_a_piper_voice_is_found_and_described(tmp_path: Path) -> None:
 )
 def test_a_piper_voice_that_is_none(tmp_path: Path, config: dict[str, Any], says: str) -> None:
     with pytest.raises(ModelLoadFailed, match=says):
-        describe(ModelSpec("m", str(make_piper(tmp_path / "voices", **config))))
+        describe(ModelSpec("m", str(write_piper(tmp_path / "voices", **config))))
 
 
 def test_without_piper_the_way_to_it_is_named(
@@ -405,8 +405,31 @@ def test_without_piper_the_way_to_it_is_named(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ModelLoadFailed, match="Piper is not installed") as caught:
-        load(make_piper(tmp_path / "voices") / "voice.onnx")
+        load(write_piper(tmp_path / "voices") / "voice.onnx")
     assert "pip install 'blip-mesh[piper]'" in caught.value.hint
+
+
+async def test_a_piper_voice_of_several_speakers(tmp_path: Path) -> None:
+    pytest.importorskip("piper")
+    file = make_piper(tmp_path / "voices", {"anna": 0, "ben": 1, "cleo": 2}, default=1)
+    assert describe(ModelSpec("m", str(file))).architecture == "piper en_GB"
+    runtime = load(file)
+    try:
+        said = {}
+        for voice in ("anna", "ben", "cleo", "nova"):
+            samples, rate, *_, outcome = await say(runtime, "hello there", voice=voice)
+            assert (rate, len(samples)) == (RATE, outcome.usage["prompt_tokens"])
+            said[voice] = samples.tolist()
+        assert said["nova"] == said["ben"]  # the default one
+        assert len({str(samples) for samples in said.values()}) == 3
+        with pytest.raises(InvalidRequest) as caught:
+            await say(runtime, voice="nobody")
+        assert "ben, anna, cleo" in caught.value.hint
+        # a seed takes another session of the same model
+        seeded, *_ = await say(runtime, "hello there", voice="cleo", seed=1)
+        assert seeded.tolist() == said["cleo"]
+    finally:
+        runtime.close()
 
 
 @pytest.fixture(scope="module")
