@@ -46,6 +46,7 @@ class LiveCall:
         "expires",
         "id",
         "kind",
+        "last",
         "link",
         "node",
         "record",
@@ -73,7 +74,10 @@ class LiveCall:
         self.expires = expires
         self.due: float | None = None
         #: What was delivered, kept only where it lets another node continue.
-        self.record: list[Payload] | None = [] if kind.resumable else None
+        by_record = kind.resumable and kind.resume is None
+        self.record: list[Payload] | None = [] if by_record else None
+        #: The last part that was delivered, where that is enough.
+        self.last: Payload = b""
         self.task: Task
 
     @property
@@ -122,8 +126,10 @@ class LiveCall:
         None if nobody could: an engine that a node passes on tells no token ids, and whoever
         continued after its text would not know where that ends.
         """
-        if not isinstance(self.value, TextInput):
-            return input_to_wire(self.value)  # its parts only told how far it was
+        if self.kind.resume is not None:
+            rest = self.kind.resume(self.value, self.last)
+            return None if rest is None else input_to_wire(rest)
+        assert isinstance(self.value, TextInput)
         assert self.record is not None
         deltas = [delta_from_wire(part) for part in self.record]
         if any((delta.text or delta.calls) and not delta.ids for delta in deltas):
@@ -153,6 +159,8 @@ class LiveCall:
             self.timing.first = self._owner.now() - self.began
         if self.record is not None:
             self.record.append(payload)
+        elif self.kind.resume is not None:
+            self.last = payload
         self._parts.append(payload)
         self._wake()
 

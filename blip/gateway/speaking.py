@@ -13,7 +13,15 @@ from pydantic import BaseModel, Field
 from blip.gateway.events import send_events
 from blip.gateway.exchange import Exchange, News
 from blip.gateway.mesh import Answer
-from blip.kinds.speech import FASTEST, MAX_CHARACTERS, MEDIA, SLOWEST, SPEECH, SpeechInput
+from blip.kinds.speech import (
+    FASTEST,
+    MAX_CHARACTERS,
+    MEDIA,
+    SLOWEST,
+    SPEECH,
+    SpeechInput,
+    piece_from_wire,
+)
 from blip.protocol.messages import Payload
 
 log = logging.getLogger(__name__)
@@ -86,7 +94,7 @@ async def _send_file(exchange: Exchange, media: str) -> web.StreamResponse:
 
 
 def _piece(item: Payload | Answer) -> Payload:
-    return item.payload if isinstance(item, Answer) else item
+    return item.payload if isinstance(item, Answer) else piece_from_wire(item).data
 
 
 def _render(news: News) -> str:

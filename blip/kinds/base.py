@@ -25,14 +25,16 @@ class Kind:
     ``units`` estimates the work of an input before it runs, in a unit of the kind's own choosing
     (tokens, texts, ...); only ratios within one kind and model matter, since the broker learns
     seconds per unit for each (model, device). ``resumable`` says that a half-delivered answer can
-    be continued on another node without doubling anything, or that its parts only tell how far
-    it is, so that another node may begin again.
+    be continued on another node without doubling anything: text from all of its parts, another
+    kind by its ``resume``, which makes of an input and the last part that was delivered the input
+    of the rest, or None if that cannot be.
     """
 
     name: str
     input: type[TaskInput]
     units: Callable[[Any], float]
     resumable: bool = False
+    resume: Callable[[Any, bytes | memoryview], TaskInput | None] | None = None
 
 
 def input_to_wire(value: TaskInput) -> bytes:

@@ -2,12 +2,16 @@
 
 The parts are pieces of one file: put together, with the end of the task last, they are all of it.
 A text of one sentence has no parts: its file comes whole, and its header says how long it is.
+
+WAV and PCM go on elsewhere if a node fails: each of their parts is whole sentences, to the sample.
+Encoders of the other formats hold back some of what they were given, and that is gone with them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
+import msgpack
 from pydantic import Field, StringConstraints
 
 from blip.kinds.base import Kind, TaskInput
@@ -42,6 +46,7 @@ class SpeechInput(TaskInput):
     """What to say. ``voice`` is a name of the model's, None its first; ``speed`` 1 its own pace.
 
     ``sample_rate`` is in samples a second, None the model's own or the next that the format knows.
+    The first ``skip`` sentences, and what begins the file, were sent already and are left out.
     With ``whole`` there are no parts, and the file's header says how long it is. With ``lenient``
     what the voice has no sound for is left out, as long as something remains.
     """
@@ -52,6 +57,7 @@ class SpeechInput(TaskInput):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     format: SpeechFormat = "wav"
     sample_rate: Annotated[int, Field(ge=MIN_RATE, le=MAX_RATE)] | None = None
+    skip: Annotated[int, Field(ge=0, le=MAX_CHARACTERS)] = 0
     whole: bool = False
     lenient: bool = False
 
@@ -61,4 +67,33 @@ def _units(value: SpeechInput) -> float:
     return len(value.text) / value.speed
 
 
-SPEECH = Kind("speech", SpeechInput, _units)
+class Piece(NamedTuple):
+    """One DATA payload of a speech task; the DONE payload is bytes of the file alone.
+
+    ``data`` are the next bytes of the file; with them ``said`` sentences of the text were made.
+    """
+
+    said: int
+    data: bytes
+
+
+def piece_to_wire(piece: Piece) -> bytes:
+    """Encode a piece as a msgpack array."""
+    packed: bytes = msgpack.packb(piece)
+    return packed
+
+
+def piece_from_wire(payload: bytes | memoryview) -> Piece:
+    """Decode a DATA payload. Raises ``ValueError`` or ``TypeError`` on anything else."""
+    said, data = msgpack.unpackb(payload)
+    return Piece(said, data)
+
+
+def _resume(value: SpeechInput, last: bytes | memoryview) -> SpeechInput | None:
+    """Return the input of what is left to say after a piece."""
+    if value.format not in ("wav", "pcm"):
+        return None
+    return value.model_copy(update={"skip": piece_from_wire(last).said})
+
+
+SPEECH = Kind("speech", SpeechInput, _units, resumable=True, resume=_resume)

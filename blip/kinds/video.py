@@ -88,7 +88,12 @@ def _units(value: VideoInput) -> float:
     return (value.steps or TYPICAL_STEPS) * megapixels * frames * (2 if guided else 1)
 
 
-VIDEO = Kind("video", VideoInput, _units, resumable=True)
+def _again(value: VideoInput, last: bytes | memoryview) -> VideoInput:
+    """Return the input itself: parts only tell how far it is, so another node may begin again."""
+    return value
+
+
+VIDEO = Kind("video", VideoInput, _units, resumable=True, resume=_again)
 
 
 def video_format(data: bytes | memoryview) -> VideoFormat | None:

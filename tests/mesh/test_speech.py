@@ -16,14 +16,14 @@ import soundfile
 
 from blip.errors import Cancelled, NodeLost
 from blip.gateway.settings import GatewaySettings
-from blip.kinds.speech import PCM_RATE, SpeechInput
+from blip.kinds.speech import PCM_RATE, SpeechInput, piece_from_wire
 from tests.mesh.rig import Rig
 from tests.models.random_voices import RATE, make_vits
 from tests.unit.gateway_mesh import served
 
 TEXT = "the quick brown fox is here. and then the lazy dog comes over to it. and why not?"
 #: Long enough that somebody can go away, or die, in the middle of it.
-LONG = "and the lazy dog comes over to the quick brown fox once more. " * 120
+LONG = "and the lazy dog comes over once more. " * 20
 
 
 @contextlib.asynccontextmanager
@@ -47,13 +47,14 @@ def heard(file: bytes, format: str) -> tuple[Any, int]:
     return samples, rate
 
 
+@pytest.mark.timeout(180)
 async def test_speech(tmp_path: Path) -> None:
     """One mesh for all: bringing one up takes longer than everything it says."""
     models = {"voice": {"source": str(make_vits(tmp_path / "voice", speakers=3)), "preload": True}}
     async with Rig(nodes=2, models=models) as rig:
         await openais_client_gets_every_format(rig)
         await pieces_come_while_the_rest_is_made(rig)
-        await a_node_that_dies_in_the_middle_is_an_error(rig)
+        await a_node_that_dies_is_replaced_at_the_sentence(rig)
         await going_away_frees_the_voice(rig)  # one node is left
 
 
@@ -102,9 +103,9 @@ async def openais_client_gets_every_format(rig: Rig) -> None:
 async def pieces_come_while_the_rest_is_made(rig: Rig) -> None:
     asked = SpeechInput(text=TEXT, seed=5)
     call = rig.call("speech", "voice", asked)
-    parts = [bytes(part) async for batch in call.parts() for part in batch]
+    parts = [piece_from_wire(part).data async for batch in call.parts() for part in batch]
     answer = await call.answer()
-    assert len(parts) >= 3  # a sentence each at least
+    assert len(parts) == 3  # a sentence each
     streamed, _ = heard(b"".join([*parts, answer.payload]), "wav")
     assert answer.usage["samples"] == len(streamed)
     call = rig.call("speech", "voice", asked.model_copy(update={"whole": True}))
@@ -113,26 +114,31 @@ async def pieces_come_while_the_rest_is_made(rig: Rig) -> None:
     assert (heard(bytes(whole.payload), "wav")[0] == streamed).all()
 
 
-async def a_node_that_dies_in_the_middle_is_an_error(rig: Rig) -> None:
+async def a_node_that_dies_is_replaced_at_the_sentence(rig: Rig) -> None:
+    asked = SpeechInput(text=LONG, seed=5)
+    whole = await rig.call("speech", "voice", asked.model_copy(update={"whole": True})).answer()
+    expected, _ = heard(bytes(whole.payload), "wav")
     async with client_of(rig) as client:
-        asked = client.audio.speech.with_streaming_response.create(
-            model="voice", voice="alloy", input=LONG, response_format="wav"
+        first, name = b"", ""
+        asking = client.audio.speech.with_streaming_response.create(
+            model="voice",
+            voice="alloy",
+            input=LONG,
+            response_format="wav",
+            extra_body={"seed": 5},
         )
-        async with asked as response:
-            pieces = response.iter_bytes(1024)
-            assert (await anext(pieces)).startswith(b"RIFF")
-            name = response.headers["X-Blip-Node"]
-            await next(node for node in rig.nodes if node.name == name).kill()
-            # whatever HTTP library the client uses: it says that this was not all
-            with pytest.raises(Exception, match=r"incomplete|closed|Connection|reset"):
-                async for _ in pieces:
-                    pass
-    last = next(view for view in rig.dispatcher.tasks() if view.state == "failed")
-    assert (last.node, last.attempt) == (name, 1)
-    # one that had delivered nothing would have been said by the other node
-    call = rig.call("speech", "voice", SpeechInput(text=TEXT, seed=5, whole=True))
-    assert len((await call.answer()).payload) > 10_000
-    assert call.node != name
+        async with asking as response:
+            async for chunk in response.iter_bytes(1024):
+                if not first:
+                    name = response.headers["X-Blip-Node"]
+                    await next(node for node in rig.nodes if node.name == name).kill()
+                first += chunk
+    (ended, *_) = rig.dispatcher.tasks()
+    assert (ended.state, ended.attempt) == ("succeeded", 2)
+    assert ended.node != name
+    resumed, _ = heard(first, "wav")
+    assert len(resumed) == len(expected)
+    assert (resumed == expected).all()
 
 
 async def going_away_frees_the_voice(rig: Rig) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,69 @@ def make_speecht5(folder: Path, *, voices: tuple[str, ...] = ("anna", "ben")) ->
     said = {name: torch.randn(16) for name in voices}
     safetensors.torch.save_file(said, folder / "voices.safetensors")
     return folder
+
+
+def make_piper(folder: Path, speakers: dict[str, int], default: int) -> Path:
+    """Write a voice in Piper's format: a sample a letter, another one for each speaker."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "voice.onnx"
+    file.write_bytes(_sines())
+    letters = {letter: [number] for number, letter in enumerate("_^$" + LETTERS[1:])}
+    config = {
+        "audio": {"sample_rate": RATE},
+        "espeak": {"voice": "en-us"},
+        "language": {"code": "en_GB"},
+        "phoneme_type": "text",
+        "phoneme_id_map": letters,
+        "num_symbols": len(letters),
+        "num_speakers": len(speakers),
+        "speaker_id_map": speakers,
+        "default_speaker_id": default,
+    }
+    (folder / "voice.onnx.json").write_text(json.dumps(config))
+    return file
+
+
+def _sines() -> bytes:
+    """Return an ONNX model: the sine of each id plus the speaker's, written as protobuf by hand."""
+    int64, float32, to_float = 7, 1, _field(1, b"to") + _field(3, 1) + _field(20, 2)
+
+    def node(kind: bytes, inputs: list[bytes], output: bytes, attribute: bytes = b"") -> bytes:
+        named = b"".join(_field(1, name) for name in inputs) + _field(2, output)
+        return _field(1, named + _field(4, kind) + (attribute and _field(5, attribute)))
+
+    def value(place: int, name: bytes, element: int, *dimensions: bytes) -> bytes:
+        shape = b"".join(_field(1, _field(2, each)) for each in dimensions)
+        tensor = _field(1, element) + _field(2, shape)
+        return _field(place, _field(1, name) + _field(2, _field(1, tensor)))
+
+    graph = (
+        node(b"Cast", [b"input"], b"ids", to_float)
+        + node(b"Cast", [b"sid"], b"speaker", to_float)
+        + node(b"Add", [b"ids", b"speaker"], b"sum")
+        + node(b"Sin", [b"sum"], b"output")
+        + _field(2, b"sines")
+        + value(11, b"input", int64, b"batch", b"length")
+        + value(11, b"input_lengths", int64, b"batch")
+        + value(11, b"scales", float32, b"three")
+        + value(11, b"sid", int64, b"batch")
+        + value(12, b"output", float32, b"batch", b"length")
+    )
+    return _field(1, 8) + _field(7, graph) + _field(8, _field(1, b"") + _field(2, 13))
+
+
+def _field(number: int, content: int | bytes) -> bytes:
+    """Return a field of protobuf: a small number, or bytes with their length."""
+    if isinstance(content, int):
+        return bytes([*_varint(number << 3), *_varint(content)])
+    return bytes([*_varint(number << 3 | 2), *_varint(len(content))]) + content
+
+
+def _varint(value: int) -> Iterator[int]:
+    while value > 127:
+        yield value & 127 | 128
+        value >>= 7
+    yield value
 
 
 def _louder(network: Any, times: float) -> None:

@@ -54,7 +54,9 @@ from blip.kinds.pipelines import (
 )
 from blip.kinds.plugin import JSON, Piece, PluginInput, Progress, piece_to_wire
 from blip.kinds.rerank import RerankInput
+from blip.kinds.speech import Piece as SpokenPiece
 from blip.kinds.speech import SpeechInput
+from blip.kinds.speech import piece_to_wire as spoken_to_wire
 from blip.kinds.text import Delta, Finish, TextInput, TokenLogprob, delta_to_wire
 from blip.kinds.transcription import (
     Heard,
@@ -379,7 +381,8 @@ async def speaker(value: SpeechInput) -> Work:
     """Say the words one by one, as bytes that say who speaks; the last comes with the end."""
     *words, last = value.text.split()
     for number, word in enumerate(words):
-        yield f"{word}/{value.voice}/{value.speed:g} ".encode()
+        said = f"{word}/{value.voice}/{value.speed:g} ".encode()
+        yield spoken_to_wire(SpokenPiece(number + 1, said))
         if number % 3 == 0:
             await asyncio.sleep(0)
     usage = {"prompt_tokens": len(words) + 1, "samples": 24_000, "sample_rate": 16_000}

@@ -13,7 +13,7 @@ import pytest
 from blip.cli import main
 from blip.client import AsyncBlip, Blip
 from blip.errors import InvalidRequest, ModelNotFound, NodeLost
-from blip.kinds.speech import SpeechInput
+from blip.kinds.speech import Piece, SpeechInput, piece_to_wire
 from tests.unit.gateway_mesh import MemoryMesh, Work, mesh, served
 
 WORDS = b"a/None/1 few/None/1 words/None/1"
@@ -32,7 +32,7 @@ async def blip(backend: MemoryMesh, *args: str) -> int:
 
 
 async def dies(value: SpeechInput) -> Work:
-    yield b"half"
+    yield piece_to_wire(Piece(1, b"half"))
     await asyncio.sleep(0.01)
     raise NodeLost("the node is gone")
 

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from blip.errors import NodeLost
-from blip.kinds.speech import MAX_CHARACTERS, MEDIA, SpeechInput
+from blip.kinds.speech import MAX_CHARACTERS, MEDIA, Piece, SpeechInput, piece_to_wire
 from tests.unit.gateway_mesh import MemoryMesh, Work, failing, mesh, served
 
 ROUTE = "/v1/audio/speech"
@@ -83,9 +83,9 @@ async def test_pieces_are_sent_as_they_come(
     more = asyncio.Event()
 
     async def slow(value: SpeechInput) -> Work:
-        yield b"begin "
+        yield piece_to_wire(Piece(1, b"begin "))
         await more.wait()
-        yield b"middle "
+        yield piece_to_wire(Piece(1, b"middle "))
         async for item in backend.nodes_by_model["joe"](value):
             yield item
 
@@ -132,7 +132,7 @@ async def test_an_error_after_it_breaks_the_file_off(
     http: aiohttp.ClientSession, backend: MemoryMesh
 ) -> None:
     async def dies(value: SpeechInput) -> Work:
-        yield b"half a "
+        yield piece_to_wire(Piece(1, b"half a "))
         await asyncio.sleep(0.01)
         raise NodeLost("the node is gone")
 
@@ -150,7 +150,7 @@ async def test_an_error_after_it_breaks_the_file_off(
 async def test_going_away_cancels(http: aiohttp.ClientSession, backend: MemoryMesh) -> None:
     async def endless(value: SpeechInput) -> Work:
         while True:
-            yield b"on and "
+            yield piece_to_wire(Piece(1, b"on and "))
             await asyncio.sleep(0.001)
 
     backend.nodes_by_model["endless"] = endless

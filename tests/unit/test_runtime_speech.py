@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from blip.errors import Cancelled, InvalidRequest, ModelLoadFailed, RuntimeFailed
-from blip.kinds.speech import SPEECH
+from blip.kinds.speech import SPEECH, piece_from_wire
 from blip_node.canary import QUESTIONS
 from blip_node.models import ModelSpec, describe, prepare
 from blip_node.runtimes.base import LoadSpec, Outcome
@@ -26,7 +26,7 @@ from blip_node.runtimes.speaking.sentences import MAX_PIECE, split
 from blip_node.runtimes.speaking.synthesizer import OPENAI, choose
 from blip_node.runtimes.speech import SpeechRuntime
 from tests.models.jobs import RecordingJob
-from tests.models.random_voices import LETTERS, RATE, make_speecht5, make_vits
+from tests.models.random_voices import LETTERS, RATE, make_piper, make_speecht5, make_vits
 
 os.environ.update(WORKER_ENV)
 
@@ -59,7 +59,9 @@ async def say(
     """Return samples and rate, the parts, and how it ended."""
     job = RecordingJob("speech", text=text, **fields)
     outcome = await runtime.run(job)
-    file = b"".join([*job.parts, outcome.payload])
+    pieces = [piece_from_wire(part) for part in job.parts]
+    assert [piece.said for piece in pieces] == sorted({piece.said for piece in pieces})
+    file = b"".join([*(piece.data for piece in pieces), outcome.payload])
     if fields.get("format") == "pcm":
         samples = numpy.frombuffer(file, "<i2") / 32768
         return samples, outcome.usage["sample_rate"], job.parts, outcome
@@ -73,7 +75,7 @@ async def test_a_voice_speaks(family: str, request: pytest.FixtureRequest) -> No
     samples, rate, parts, outcome = await say(runtime, seed=3)
     assert rate == RATE
     assert samples.std() > 0.01
-    assert len(parts) >= 3
+    assert len(parts) == 3
     assert outcome.usage["samples"] == len(samples)
     assert outcome.usage["characters"] == outcome.units == len(TEXT)
     assert outcome.usage["prompt_tokens"] > 60
@@ -209,7 +211,31 @@ async def test_a_slow_reader_holds_nobody_up(vits: SpeechRuntime) -> None:
     slow._on_emit = None
     slow.let(True)
     await running
-    assert len(slow.parts) >= 3
+    assert len(slow.parts) == 3
+
+
+@pytest.mark.parametrize("format", ["wav", "pcm"])
+async def test_another_node_goes_on_where_one_stopped(vits: SpeechRuntime, format: str) -> None:
+    assert SPEECH.resume is not None
+    fields: dict[str, Any] = {"text": TEXT, "seed": 3, "format": format}
+    job = RecordingJob("speech", **fields)
+    await vits.run(job)
+    pieces = [piece_from_wire(part) for part in job.parts]
+    for number in range(1, 4):
+        rest = SPEECH.resume(job.input, job.parts[number - 1])
+        assert rest is not None
+        after = RecordingJob("speech", **rest.model_dump())
+        outcome = await vits.run(after)
+        assert after.parts == job.parts[number:]  # to the byte, with the same seed
+        assert outcome.payload == b""
+    assert pieces[0].data.startswith(b"RIFF") is (format == "wav")
+
+
+@pytest.mark.parametrize("format", ["mp3", "opus", "flac"])
+def test_no_other_node_goes_on_with_what_an_encoder_held(format: str) -> None:
+    assert SPEECH.resume is not None
+    job = RecordingJob("speech", text=TEXT, format=format)
+    assert SPEECH.resume(job.input, b"") is None
 
 
 async def test_samples_that_are_none_are_a_failure(tmp_path: Path) -> None:
@@ -324,7 +350,7 @@ def test_what_is_too_long_is_cut_where_it_hurts_least() -> None:
 # --- Piper -----------------------------------------------------------------------------------
 
 
-def make_piper(folder: Path, name: str = "voice", **config: Any) -> Path:
+def write_piper(folder: Path, name: str = "voice", **config: Any) -> Path:
     """Write what looks like a voice of Piper, but for what is in the file."""
     folder.mkdir(exist_ok=True)
     said = {"audio": {"sample_rate": 22050}, "espeak": {"voice": "en-us"}, "phoneme_id_map": {}}
@@ -334,7 +360,7 @@ def make_piper(folder: Path, name: str = "voice", **config: Any) -> Path:
 
 
 def test_a_piper_voice_is_found_and_described(tmp_path: Path) -> None:
-    folder = make_piper(tmp_path / "voices", language={"code": "en_US"})
+    folder = write_piper(tmp_path / "voices", language={"code": "en_US"})
     file = folder / "voice.onnx"
     for source in (folder, file):
         spec = ModelSpec("m", str(source))
@@ -346,7 +372,7 @@ def test_a_piper_voice_is_found_and_described(tmp_path: Path) -> None:
         )
         assert found.bytes == 4000
         assert prepare(spec, tmp_path, lambda share: None) == file
-    make_piper(folder, "other")
+    write_piper(folder, "other")
     with pytest.raises(ModelLoadFailed, match=r"holds 2 \.onnx files") as caught:
         describe(ModelSpec("m", str(folder)))
     assert "other.onnx" in caught.value.hint
@@ -364,7 +390,7 @@ def test_a_piper_voice_is_found_and_described(tmp_path: Path) -> None:
 )
 def test_a_piper_voice_that_is_none(tmp_path: Path, config: dict[str, Any], says: str) -> None:
     with pytest.raises(ModelLoadFailed, match=says):
-        describe(ModelSpec("m", str(make_piper(tmp_path / "voices", **config))))
+        describe(ModelSpec("m", str(write_piper(tmp_path / "voices", **config))))
 
 
 def test_without_piper_the_way_to_it_is_named(
@@ -379,8 +405,31 @@ def test_without_piper_the_way_to_it_is_named(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ModelLoadFailed, match="Piper is not installed") as caught:
-        load(make_piper(tmp_path / "voices") / "voice.onnx")
+        load(write_piper(tmp_path / "voices") / "voice.onnx")
     assert "pip install 'blip-mesh[piper]'" in caught.value.hint
+
+
+async def test_a_piper_voice_of_several_speakers(tmp_path: Path) -> None:
+    pytest.importorskip("piper")
+    file = make_piper(tmp_path / "voices", {"anna": 0, "ben": 1, "cleo": 2}, default=1)
+    assert describe(ModelSpec("m", str(file))).architecture == "piper en_GB"
+    runtime = load(file)
+    try:
+        said = {}
+        for voice in ("anna", "ben", "cleo", "nova"):
+            samples, rate, *_, outcome = await say(runtime, "hello there", voice=voice)
+            assert (rate, len(samples)) == (RATE, outcome.usage["prompt_tokens"])
+            said[voice] = samples.tolist()
+        assert said["nova"] == said["ben"]  # the default one
+        assert len({str(samples) for samples in said.values()}) == 3
+        with pytest.raises(InvalidRequest) as caught:
+            await say(runtime, voice="nobody")
+        assert "ben, anna, cleo" in caught.value.hint
+        # a seed takes another session of the same model
+        seeded, *_ = await say(runtime, "hello there", voice="cleo", seed=1)
+        assert seeded.tolist() == said["cleo"]
+    finally:
+        runtime.close()
 
 
 @pytest.fixture(scope="module")

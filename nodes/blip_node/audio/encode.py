@@ -66,14 +66,15 @@ class Encoder:
     """A file that is written while its samples are still being made.
 
     With ``whole`` all of it comes at the end, and its header says how long it is. FLAC does so
-    always: few readers take one that does not say.
+    always: few readers take one that does not say. With ``begun`` a WAV's header is not written:
+    somebody else has done that.
     """
 
-    def __init__(self, rate: int, format: str, *, whole: bool = False) -> None:
+    def __init__(self, rate: int, format: str, *, whole: bool = False, begun: bool = False) -> None:
         self._rate = rate
         self._format = format
         self._whole = whole or format == "flac"
-        self._begun = False
+        self._begun = begun
         self._sink = _Sink()
         self._file = _open(self._sink, rate, format) if format in _CONTAINERS else None
 

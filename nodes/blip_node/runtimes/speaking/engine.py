@@ -1,7 +1,8 @@
 """A loaded voice: from jobs to audio files, sentence by sentence.
 
-Sentences of several jobs take turns on one thread. Between them nothing is held: a client that
-takes its audio slowly keeps nobody waiting.
+Sentences of several jobs take turns on one thread. A client that takes its audio slowly keeps
+nobody waiting: its next sentence is made when it wants it. A part is what a sentence adds to the
+file, so that whoever goes on after it neither doubles nor loses any.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy
 import soxr
 
 from blip.errors import InvalidRequest, RuntimeFailed
-from blip.kinds.speech import SPEECH, SpeechInput
+from blip.kinds.speech import SPEECH, Piece, SpeechInput, piece_to_wire
 from blip_node.audio.encode import Encoder, fit_rate
 from blip_node.models.files import read_object
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
@@ -25,10 +26,6 @@ from blip_node.runtimes.speaking.synthesizer import Say, Synthesizer, choose
 #: Seconds of silence between two sentences at speed 1: voices end with their last sound, people
 #: take a breath.
 PAUSE = 0.25
-
-#: Bytes of one part. A credit of a mebibyte then covers several, and no slow sentence of a fast
-#: format is one message of many.
-PART_BYTES = 128 * 1024
 
 #: Most bytes of a file that has to be held until it is whole (see ``SpeechInput.whole``; FLAC is
 #: always). 25 minutes of WAV at 22 kHz: more than the longest text takes at speed 1.
@@ -47,8 +44,12 @@ class Engine:
         """Speak one job; see :meth:`blip_node.runtimes.speech.SpeechRuntime.run`."""
         text = await self._lane.run(job, self._begin)
         try:
-            for _ in range(text.sentences):
-                await self._send(job, await self._lane.run(job, text.part))
+            while text.said < text.sentences:
+                if not job.writable:
+                    await job.drained()
+                data = await self._lane.run(job, text.part)
+                if data:
+                    job.emit(piece_to_wire(Piece(text.said, data)))
             return text.outcome(await self._lane.run(job, text.rest))
         finally:
             text.close()
@@ -56,15 +57,6 @@ class Engine:
     def close(self) -> None:
         """Stop after the current sentence, or sooner, and the thread with it."""
         self._lane.close()
-
-    async def _send(self, job: Job, data: bytes) -> None:
-        """Emit a piece of the file as fast as it is taken."""
-        view = memoryview(data)
-        for begin in range(0, len(view), PART_BYTES):
-            if not job.writable:
-                await job.drained()
-            self._lane.look(job)
-            job.emit(view[begin : begin + PART_BYTES])
 
     def _begin(self, job: Job) -> _Text:
         """Read all of a text, so that what is wrong with it is known before anything is said."""
@@ -92,26 +84,28 @@ class _Text:
         self, wishes: SpeechInput, sentences: Sequence[Any], say: Say, own: int, rate: int
     ) -> None:
         self._wishes = wishes
-        self._left = enumerate(sentences)
+        self._texts = sentences
         self._say = say
         self._own = own
         self._rate = rate
         self.sentences = len(sentences)
+        #: Sentences that were said, here or elsewhere before.
+        self.said = min(wishes.skip, len(sentences))
         # one sentence is whole as soon as its first piece could be sent
         whole = wishes.whole or len(sentences) == 1
-        self._encoder = Encoder(rate, wishes.format, whole=whole)
+        self._encoder = Encoder(rate, wishes.format, whole=whole, begun=self.said > 0)
         self._tokens = 0
         self._samples = 0
 
     def part(self, job: Job) -> bytes:
         """Say the next sentence; return what of the file is ready by then."""
-        number, sentence = next(self._left)
-        spoken = self._say(number, sentence)
+        spoken = self._say(self.said, self._texts[self.said])
+        self.said += 1
         samples = spoken.samples
         if not numpy.isfinite(samples).all():
             raise RuntimeFailed("the voice made samples that are no numbers")
         self._tokens += spoken.tokens
-        if number < self.sentences - 1:
+        if self.said < self.sentences:
             pause = numpy.zeros(round(PAUSE / self._wishes.speed * self._own), numpy.float32)
             samples = numpy.concatenate([samples, pause])
         if self._rate != self._own:
@@ -129,10 +123,6 @@ class _Text:
 
     def rest(self, job: Job) -> bytes:
         """Return the end of the file."""
-        if not self._samples:
-            raise InvalidRequest(
-                "'input' has nothing in it that this voice can say.", param="input"
-            )
         return self._encoder.finish()
 
     def close(self) -> None:
