@@ -79,9 +79,11 @@ class Narrator:
         inputs = self._inputs(wishes)
         self._lane.look(job)
         ids = inputs["input_ids"][0].tolist() if "input_ids" in inputs else []
-        limit = room(len(ids), wishes.max_tokens, self._context, "messages")
-        if captions and wishes.max_tokens is None:
-            limit = min(limit, TYPICAL_CAPTION_TOKENS)
+        if captions:  # a caption ends by itself; what its limit leaves over is nobody's loss
+            most = wishes.max_tokens or TYPICAL_CAPTION_TOKENS
+            limit = min(most, room(len(ids), None, self._context, "prompt"))
+        else:
+            limit = room(len(ids), wishes.max_tokens, self._context, "messages")
         self._vocabulary.check(wishes.generated, "generated")
         self._vocabulary.check(wishes.logit_bias, "logit_bias")
         sequence = Sequence(
