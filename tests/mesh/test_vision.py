@@ -133,7 +133,8 @@ async def everything_else_is_found(http: aiohttp.ClientSession) -> None:
         see(http, "classify", HEART, model="clip", labels="a heart,a star"),
     )
     gray = numpy.asarray(Image.open(io.BytesIO(base64.b64decode(depth["b64_json"]))))
-    assert (gray.shape, gray.dtype) == ((64, 64), numpy.uint16)
+    assert gray.shape == (64, 64)
+    assert gray.dtype == numpy.uint16
     assert sum(part["area"] for part in cut["segments"]) == 64 * 64
     assert len(found["objects"]) == 5
     assert sum(each["score"] for each in named["labels"]) == pytest.approx(1, abs=1e-5)

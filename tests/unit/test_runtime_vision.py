@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import os
@@ -25,8 +26,11 @@ from blip.errors import (
     UnsupportedField,
     WorkerCrashed,
 )
-from blip.kinds import vision
+from blip.kinds import KINDS, vision
+from blip.kinds.chat import ChatInput, ChatMessage
 from blip.kinds.text import Finish, finish_from_wire
+from blip_node.canary import QUESTIONS, choose
+from blip_node.catalogue import Entry
 from blip_node.models import ModelSpec, describe
 from blip_node.models.abilities import sees
 from blip_node.runtimes import LoadSpec, Runtime, runtime_for
@@ -34,6 +38,7 @@ from blip_node.runtimes.environment import WORKER_ENV
 from blip_node.runtimes.text import TextRuntime
 from blip_node.runtimes.vision import VisionRuntime
 from blip_node.runtimes.vision_text import VisionTextRuntime
+from blip_node.upstreams.requests import text_request
 from tests.models.jobs import RecordingJob, answer
 
 os.environ.update(WORKER_ENV)
@@ -327,8 +332,69 @@ async def test_a_model_of_text_refuses_pictures() -> None:
         runtime.close()
 
 
+async def test_what_would_be_without_effect_is_refused(models: Any) -> None:
+    class Wish(ChatInput):
+        grammar: str | None = None
+
+    runtime = models("llava")
+    job = RecordingJob("chat", **chat("x"))
+    job.input = Wish.model_validate(chat("x", grammar="digits"))
+    with pytest.raises(UnsupportedField, match="'grammar' is not supported") as caught:
+        await runtime.run(job)
+    assert caught.value.param == "grammar"
+    job.input = Wish.model_validate(chat("x"))
+    await runtime.run(job)
+
+
+def test_engines_beside_the_node_get_pictures() -> None:
+    value = ChatInput.model_validate(chat("One\ntwo", NOISE))
+    value.messages[0].pictures[0].at = 3
+    request = text_request(value, "eyes", "vllm", usage=False)
+    url = f"data:image/png;base64,{base64.b64encode(NOISE).decode()}"
+    assert request.body["messages"] == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "One"},
+                {"type": "image_url", "image_url": {"url": url}},
+                {"type": "text", "text": "two"},
+            ],
+        }
+    ]
+
+
+def test_canaries_ask_what_a_model_understands(tmp_path: Path) -> None:
+    entries = [
+        Entry(spec, describe(spec))
+        for family in ("clip", "owlvit", "yolos", "vit")
+        for spec in [ModelSpec(family, str(make_seeing(tmp_path / family, family)))]
+    ]
+    chosen = {
+        entry.spec.name for entry in entries if choose([entry], gpu=False, now=0.0) is not None
+    }
+    assert chosen == {"yolos", "vit"}  # the others would have to be told labels
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("vit", "image-classification"),
+        ("yolos", "detection"),
+        ("dpt", "depth"),
+        ("segformer", "segmentation"),
+        ("blip", "caption"),
+    ],
+)
+async def test_canaries_are_answered(models: Any, family: str, kind: str) -> None:
+    question = QUESTIONS[kind]
+    job = RecordingJob("chat", **chat("x"))
+    job.kind, job.input = KINDS[kind], question.input
+    outcome = await models(family).run(job)
+    assert question.check([], bytes(outcome.payload)) == ""
+    assert question.check([], b"\xc1") != ""
+
+
 def test_places_of_pictures() -> None:
-    from blip.kinds.chat import ChatMessage
     from blip_node.runtimes.sight.prompts import parts_of
 
     image, data = {"type": "image"}, {"data": b"x"}
@@ -377,7 +443,11 @@ async def test_labels(models: Any, family: str) -> None:
     assert (total == pytest.approx(1)) is (family == "clip")  # SigLIP judges each by itself
     odd = await asked(runtime, "image-classification", labels=labels, template="{} {{}}")
     assert vision.guesses_from_wire(odd) != guesses
-    for fields, param in (({}, "labels"), ({"labels": ["x"], "template": "x"}, "template")):
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({}, "labels"),
+        ({"labels": ["x"], "template": "x"}, "template"),
+    ]
+    for fields, param in wrong:
         with pytest.raises(InvalidRequest) as caught:
             await asked(runtime, "image-classification", **fields)
         assert caught.value.param == param
@@ -426,7 +496,7 @@ async def test_parts(models: Any) -> None:
     cut = vision.segments_from_wire(await asked(runtime, "segmentation"))
     assert (cut.mode, cut.width, cut.height) == ("semantic", 64, 48)
     masks = [numpy.asarray(Image.open(io.BytesIO(part.mask))) for part in cut.segments]
-    assert (sum(mask.astype(int) for mask in masks) == 255).all()  # each pixel is in one part
+    assert (numpy.sum(masks, axis=0, dtype=int) == 255).all()  # each pixel is in one part
     assert [part.area for part in cut.segments] == [int((mask > 0).sum()) for mask in masks]
     assert [part.area for part in cut.segments] == sorted(
         (part.area for part in cut.segments), reverse=True

@@ -71,8 +71,13 @@ def chat_inputs(value: ChatInput, processor: Any, param: str = "messages") -> di
         for number, message in enumerate(value.messages)
         for picture in message.pictures
     ]
-    turns = [
-        {"role": _role(message.role), "content": parts_of(message)} for message in value.messages
+    turns: list[dict[str, Any]] = [
+        {
+            "role": _role(message.role),
+            "content": parts_of(message),
+            **({} if message.name is None else {"name": message.name}),
+        }
+        for message in value.messages
     ]
     try:
         text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -97,7 +102,9 @@ def resumed(inputs: dict[str, Any], generated: Sequence[int]) -> dict[str, Any]:
     longer = dict(inputs)
     longer["input_ids"] = torch.cat([ids, more], dim=1)
     for name, tensor in inputs.items():
-        if name != "input_ids" and tensor.shape == ids.shape:  # what is said of every token
+        if (
+            name != "input_ids" and getattr(tensor, "shape", None) == ids.shape
+        ):  # what is said of every token
             fill = torch.ones_like(more) if name == "attention_mask" else torch.zeros_like(more)
             longer[name] = torch.cat([tensor, fill.to(tensor.dtype)], dim=1)
     return longer
