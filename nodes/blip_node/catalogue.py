@@ -54,7 +54,8 @@ class Entry:
         self._footprints = footprints or Footprints()
         self.description = description
         self.kinds = description.kinds
-        self.slots = spec.slots or min((SLOTS.get(kind, 1) for kind in self.kinds), default=1)
+        usual = 1 if description.serial else min((SLOTS.get(k, 1) for k in self.kinds), default=1)
+        self.slots = spec.slots or usual
         #: Why it could not be loaded, and until when that is taken as final.
         self.error: BlipError | None = None
         self.retry_at = 0.0

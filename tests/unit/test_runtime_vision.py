@@ -561,6 +561,25 @@ def test_which_runtime() -> None:
     assert runtime_for(["detection"]) is VisionRuntime
 
 
+def test_who_sees() -> None:
+    eyes: dict[str, Any] = {"vision_config": {}}
+    assert sees({**eyes, "architectures": ["NewForConditionalGeneration"]})
+    assert not sees({**eyes, "architectures": ["NewForCausalLM"]})
+    assert not sees({**eyes, "architectures": ["CLIPModel"]})
+    assert not sees({**eyes, "architectures": ["BlipForConditionalGeneration"]})
+    assert not sees({"architectures": ["T5ForConditionalGeneration"]})
+    assert not sees({})
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    folder = str(make_seeing(tmp_path / "llava", "llava"))
+    for kinds in (None, ("chat",), ("caption",)):
+        spec = ModelSpec("m", folder, kinds=kinds)
+        assert Entry(spec, describe(spec)).slots == 1
+    several = ModelSpec("m", folder, slots=3)
+    assert Entry(several, describe(several)).slots == 3
+
+
 def test_a_model_that_sees_needs_a_template_to_chat(tmp_path: Path) -> None:
     folder = make_seeing(tmp_path / "llava", "llava")
     assert describe(ModelSpec("m", str(folder))).kinds == ("chat", "caption")

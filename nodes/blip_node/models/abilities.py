@@ -113,7 +113,10 @@ def sees(config: Mapping[str, Any]) -> bool:
 
     Such a model chats through another runtime than one of text alone.
     """
-    return _EYES in config
+    names = config.get("architectures")
+    architecture = str(names[0]) if isinstance(names, list) and names else ""
+    able = abilities(architecture, str(config.get("model_type", "")), config)
+    return {"chat", "caption"} <= set(able)
 
 
 def served() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from blip.errors import ConfigError, ModelLoadFailed
 from blip_node.models import gguf, hub, package, pipeline, weights
-from blip_node.models.abilities import OFFSET_POSITIONS, abilities, served
+from blip_node.models.abilities import OFFSET_POSITIONS, abilities, sees, served
 from blip_node.models.files import positive, read_object
 from blip_node.models.spec import (
     Builtin,
@@ -62,6 +62,8 @@ class Description:
     activations: int = 0
     #: Whether :func:`~blip_node.models.prepare.prepare` has to convert it first.
     convert: bool = False
+    #: Whether its runtime takes one task at a time, where others of its kinds batch them.
+    serial: bool = False
 
     @property
     def parameters(self) -> int:
@@ -230,6 +232,7 @@ def _describe(spec: ModelSpec, folder: Path) -> Description:
         context=fit_context(spec.context, limit, spec.name),
         dimensions=positive(text_config(config).get("hidden_size")) if embeds else None,
         cache_elements=0 if embeds else _cache_elements(text_config(config)),
+        serial=sees(config),
     )
 
 
