@@ -108,6 +108,42 @@ def _blip() -> tuple[Any, ...]:
     )
 
 
+def _blip2(name: str = "Blip2") -> tuple[Any, ...]:
+    text = transformers.OPTConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        ffn_dim=64,
+        max_position_embeddings=512,
+        word_embed_proj_dim=32,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    former = getattr(transformers, f"{name}QFormerConfig")
+    vision = getattr(transformers, f"{name}VisionConfig")
+    config = getattr(transformers, f"{name}Config")(
+        vision_config=vision(**_EYE).to_dict(),
+        qformer_config=former(vocab_size=57, encoder_hidden_size=32, **_SMALL).to_dict(),
+        text_config=text.to_dict(),
+        num_query_tokens=4,
+        image_token_index=4,
+    )
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    pixels = transformers.BlipImageProcessorPil(size=_SIDES)
+    tokenizer = _wrapped(_bytes_tokenizer("<image>"))
+    if name == "Blip2":
+        return model, transformers.Blip2Processor(pixels, tokenizer, num_query_tokens=4)
+    return model, transformers.InstructBlipProcessor(
+        pixels, tokenizer, _words_tokenizer(), num_query_tokens=4
+    )
+
+
+def _instructblip() -> tuple[Any, ...]:
+    return _blip2("InstructBlip")
+
+
 def _git() -> tuple[Any, ...]:
     config = transformers.GitConfig(
         vision_config=_EYE,
@@ -320,6 +356,8 @@ def _siglip() -> tuple[Any, ...]:
 
 FAMILIES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "blip": _blip,
+    "blip-2": _blip2,
+    "instructblip": _instructblip,
     "git": _git,
     "vit-gpt2": _vit_gpt2,
     "llava": _llava,

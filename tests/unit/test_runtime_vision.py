@@ -167,7 +167,7 @@ async def test_limits_stops_and_chances(toy: Runtime) -> None:
     assert one == two != other
 
 
-@pytest.mark.parametrize("family", ["blip", "git", "vit-gpt2"])
+@pytest.mark.parametrize("family", ["blip", "blip-2", "instructblip", "git", "vit-gpt2"])
 async def test_captioners(models: Any, family: str) -> None:
     runtime = models(family)
     assert isinstance(runtime, VisionTextRuntime)

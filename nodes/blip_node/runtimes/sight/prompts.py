@@ -37,9 +37,11 @@ def caption_inputs(value: CaptionInput, name: str, model: Any, processor: Any) -
                 param="prompt",
             )
         return dict(processor(images=picture, return_tensors="pt"))
-    if not value.prompt:
+    # InstructBLIP looks at a picture through the eyes of a question, and needs one
+    prompt = value.prompt or (QUESTION if kind == "instructblip" else "")
+    if not prompt:
         return dict(processor(images=picture, return_tensors="pt"))
-    inputs = dict(processor(images=picture, text=value.prompt, return_tensors="pt"))
+    inputs = dict(processor(images=picture, text=prompt, return_tensors="pt"))
     inputs.pop("token_type_ids", None)  # BERT's tokenizers make them, and no captioner takes them
     if kind == "git":
         # the end marker that its tokenizer adds would end the caption; BLIP takes it off itself
