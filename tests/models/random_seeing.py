@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blip_node.runtimes.environment import WORKER_ENV
+from blip_node.runtimes.sight.loading import without_videos
 
 os.environ.update(WORKER_ENV)
 
@@ -105,6 +106,42 @@ def _blip() -> tuple[Any, ...]:
         transformers.BlipForConditionalGeneration(config),
         transformers.BlipProcessor(pixels, _words_tokenizer()),
     )
+
+
+def _blip2(name: str = "Blip2") -> tuple[Any, ...]:
+    text = transformers.OPTConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        ffn_dim=64,
+        max_position_embeddings=512,
+        word_embed_proj_dim=32,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    former = getattr(transformers, f"{name}QFormerConfig")
+    vision = getattr(transformers, f"{name}VisionConfig")
+    config = getattr(transformers, f"{name}Config")(
+        vision_config=vision(**_EYE).to_dict(),
+        qformer_config=former(vocab_size=57, encoder_hidden_size=32, **_SMALL).to_dict(),
+        text_config=text.to_dict(),
+        num_query_tokens=4,
+        image_token_index=4,
+    )
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    pixels = transformers.BlipImageProcessorPil(size=_SIDES)
+    tokenizer = _wrapped(_bytes_tokenizer("<image>"))
+    if name == "Blip2":
+        return model, transformers.Blip2Processor(pixels, tokenizer, num_query_tokens=4)
+    return model, transformers.InstructBlipProcessor(
+        pixels, tokenizer, _words_tokenizer(), num_query_tokens=4
+    )
+
+
+def _instructblip() -> tuple[Any, ...]:
+    return _blip2("InstructBlip")
 
 
 def _git() -> tuple[Any, ...]:
@@ -215,8 +252,8 @@ def _qwen2_vl() -> tuple[Any, ...]:
     pixels = transformers.Qwen2VLImageProcessorPil(
         patch_size=8, size={"shortest_edge": 256, "longest_edge": 4096}
     )
-    processor = transformers.Qwen2VLProcessor(pixels, tokenizer, chat_template=template)
-    return model, processor
+    processor = without_videos(transformers.Qwen2VLProcessor)
+    return model, processor(pixels, tokenizer, chat_template=template)
 
 
 def _vit() -> tuple[Any, ...]:
@@ -283,50 +320,67 @@ def _segformer() -> tuple[Any, ...]:
     return model, transformers.SegformerImageProcessorPil(size={"height": 64, "width": 64})
 
 
-def _mask2former() -> tuple[Any, ...]:
-    config = transformers.Mask2FormerConfig(
-        backbone_config=transformers.SwinConfig(
-            embed_dim=16,
+def _detr_panoptic() -> tuple[Any, ...]:
+    config = transformers.DetrConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone_config=transformers.ResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[8, 8, 16, 16],
             depths=[1, 1, 1, 1],
-            num_heads=[1, 1, 2, 2],
-            window_size=2,
-            image_size=64,
             out_features=["stage1", "stage2", "stage3", "stage4"],
         ),
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
+        d_model=64,
         encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        dim_feedforward=32,
+        decoder_layers=1,
+        encoder_attention_heads=8,
+        decoder_attention_heads=8,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
         num_queries=6,
         num_labels=3,
     )
-    model = transformers.Mask2FormerForUniversalSegmentation(config)
-    return model, transformers.Mask2FormerImageProcessorPil(size={"height": 64, "width": 64})
+    model = transformers.DetrForSegmentation(config)
+    return model, transformers.DetrImageProcessorPil(size={"height": 64, "width": 64})
+
+
+def _siglip() -> tuple[Any, ...]:
+    text = _SMALL | {"vocab_size": 57, "max_position_embeddings": 16, "projection_size": 32}
+    text |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    config = transformers.SiglipConfig(text_config=text, vision_config=_EYE)
+    tokenizer = _words_tokenizer()
+    tokenizer.model_max_length = 16
+    pixels = transformers.SiglipImageProcessorPil(size=_SIDES)
+    return transformers.SiglipModel(config), transformers.SiglipProcessor(pixels, tokenizer)
 
 
 FAMILIES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "blip": _blip,
+    "blip-2": _blip2,
+    "instructblip": _instructblip,
     "git": _git,
     "vit-gpt2": _vit_gpt2,
     "llava": _llava,
     "qwen2-vl": _qwen2_vl,
     "vit": _vit,
     "clip": _clip,
+    "siglip": _siglip,
     "yolos": _yolos,
     "owlvit": _owlvit,
     "dpt": _dpt,
     "segformer": _segformer,
-    "mask2former": _mask2former,
+    "detr-panoptic": _detr_panoptic,
 }
 
 
 def make_seeing(folder: Path, family: str) -> Path:
     """Save a random model of a family, with all that prepares its inputs, into a folder."""
     torch.manual_seed(0)
-    for part in FAMILIES[family]():
+    model, *rest = FAMILIES[family]()
+    if family in ("llava", "qwen2-vl"):
+        for parameter in model.parameters():
+            if parameter.dim() > 1:  # far enough apart that what is seen changes what is said
+                torch.nn.init.normal_(parameter, std=0.2)
+    for part in (model, *rest):
         part.save_pretrained(folder)
     return folder

@@ -13,6 +13,7 @@ import ollama
 import openai
 import pytest
 
+from blip.gateway.mesh import Answer, ServedModel
 from blip.gateway.parts import Content, joined
 from blip.gateway.settings import GatewaySettings
 from blip.gateway.upload import decode_file
@@ -176,8 +177,6 @@ async def test_refused(
 async def test_a_result_that_cannot_be_read(
     http: aiohttp.ClientSession, backend: MemoryMesh
 ) -> None:
-    from blip.gateway.mesh import Answer
-
     async def broken(value: Any) -> Work:
         yield Answer(b"\x93\x01\x02\x90", {}, 1.0)
 
@@ -336,6 +335,15 @@ def test_pieces_keep_their_places() -> None:
 def test_files_in_json() -> None:
     assert decode_file("", "image") == b""
     assert decode_file("DATA:Image/PNG;BASE64,aGk=", "image") == b"hi"
+
+
+async def test_ollama_is_told_who_sees(
+    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served_model = ServedModel("eyes", ("caption", "chat"), 2048, ("rig-1",), 1)
+    monkeypatch.setattr(MemoryMesh, "models", lambda self: [served_model])
+    status, body = await post(http, "/api/show", json={"model": "eyes"})
+    assert (status, body["capabilities"]) == (200, ["completion", "vision"])
 
 
 # --- on the wire ----------------------------------------------------------------------------

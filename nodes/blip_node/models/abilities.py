@@ -99,11 +99,7 @@ def _infers(config: Config) -> bool:
     return any(label.lower().startswith("entail") for label in labels_of(config))
 
 
-def sees(config: Config) -> bool:
-    """Tell by its configuration whether a language model reads pictures, too.
-
-    Such a model chats through another runtime than one of text alone.
-    """
+def _has_eyes(config: Config) -> bool:
     return "vision_config" in config
 
 
@@ -157,7 +153,12 @@ _MODERATION = ("moderation",)
 
 HEADS: tuple[Head, ...] = (
     Head(_CAPTIONERS, ("caption",), "captioners of pictures"),
-    Head(("ForConditionalGeneration",), ("chat", "caption"), "language models that see", fits=sees),
+    Head(
+        ("ForConditionalGeneration",),
+        ("chat", "caption"),
+        "language models that see",
+        fits=_has_eyes,
+    ),
     Head(
         ("ForImageClassification",),
         ("image-classification",),
@@ -242,6 +243,17 @@ def abilities(architecture: str, model_type: str, config: Config) -> tuple[str, 
     """Return the kinds that a model can serve; none if blip has no runtime for it."""
     head = head_of(architecture, model_type, config)
     return head.kinds if head is not None else ()
+
+
+def sees(config: Config) -> bool:
+    """Tell by its configuration whether a language model reads pictures, too.
+
+    Such a model chats through another runtime than one of text alone.
+    """
+    names = config.get("architectures")
+    architecture = str(names[0]) if isinstance(names, list) and names else ""
+    able = abilities(architecture, str(config.get("model_type", "")), config)
+    return {"chat", "caption"} <= set(able)
 
 
 def served() -> str:

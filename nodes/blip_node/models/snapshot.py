@@ -10,7 +10,7 @@ from typing import Any
 from blip.errors import ConfigError, ModelLoadFailed
 from blip.protocol.messages import PluginKind
 from blip_node.models import additions, ctranslate, gguf, hub, package, pipeline, piper, weights
-from blip_node.models.abilities import OFFSET_POSITIONS, abilities, head_of, served
+from blip_node.models.abilities import OFFSET_POSITIONS, abilities, head_of, sees, served
 from blip_node.models.files import positive, read_object
 from blip_node.models.means import BITS, GROUP_SHARE, OF_PIPELINES, PLAIN, Means
 from blip_node.models.spec import (
@@ -74,9 +74,10 @@ class Description:
     pipeline: bool = False
     #: Bytes of weights that are computed as they are stored: a GGUF file's, in llama.cpp.
     packed: int = 0
-    #: Of a plugin: its kind, how many tasks it runs at once, and the device memory it asks for.
-    plugin: PluginKind | None = None
+    #: Tasks that it runs at once, where that is not what others of its kinds do.
     slots: int | None = None
+    #: Of a plugin: its kind, and the device memory it asks for.
+    plugin: PluginKind | None = None
     memory: int = 0
     #: Whether :func:`~blip_node.models.prepare.prepare` has to convert it first.
     convert: bool = False
@@ -321,6 +322,7 @@ def _describe(spec: ModelSpec, folder: Path) -> Description:
         dimensions=positive(text_config(config).get("hidden_size")) if embeds else None,
         cache_elements=_cache_elements(text_config(config)) if writes else 0,
         activations=_tile_elements(config) if able == ("upscale",) else 0,
+        slots=1 if sees(config) else None,
     )
 
 

@@ -174,6 +174,8 @@ async def show(exchange: Exchange, body: ShowRequest) -> web.StreamResponse:
     if model.context is not None:
         info["general.context_length"] = model.context
     named = dict.fromkeys(_CAPABILITIES[kind] for kind in model.kinds if kind in _CAPABILITIES)
+    if {"chat", "caption"} <= set(model.kinds):  # whoever says what a picture shows, sees
+        named["vision"] = "vision"
     view = ShowAnswer(
         details=_details(nodes, name),
         model_info=info,

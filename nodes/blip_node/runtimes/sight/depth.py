@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy
-import torch
 from PIL import Image, PngImagePlugin
 
 from blip.kinds.vision import DEPTH_LEVELS, DepthInput, Depths, to_wire
@@ -27,22 +27,21 @@ class Depth:
 
     def __init__(self, model: Any, processor: Any) -> None:
         self._model, self._processor = model, processor
+        self._read = processor.post_process_depth_estimation
+        self._told = frozenset(inspect.signature(self._read).parameters)
 
     def __call__(self, wishes: DepthInput, picture: Image.Image) -> bytes:
         """Return the depths; see :class:`~blip_node.runtimes.sight.engine.Task`."""
         inputs = to_model(self._model, self._processor(images=picture, return_tensors="pt"))
-        values = self._model(**inputs).predicted_depth.float()[0]
-        if not values.isfinite().all():
+        output = self._model(**inputs)
+        if not output.predicted_depth.isfinite().all():
             raise no_numbers()
-        whole = torch.nn.functional.interpolate(
-            values[None, None],
-            size=(picture.height, picture.width),
-            mode="bicubic",
-            align_corners=False,
-        )[0, 0]
-        # bicubic curves swing over the values that they go through
+        # processors that pad pictures cut the margin off again, if they are told the size
+        size = [(picture.height, picture.width)]
+        sizes = {name: size for name in ("source_sizes", "target_sizes") if name in self._told}
+        values = self._read(output, **sizes)[0]["predicted_depth"].float()
         low, high = values.min().item(), values.max().item()
-        levels = (whole.clamp(low, high) - low) / (high - low or 1.0) * DEPTH_LEVELS
+        levels = (values - low) / (high - low or 1.0) * DEPTH_LEVELS
         gray = levels.round().cpu().numpy().astype(numpy.uint16)
         return to_wire(Depths(picture.width, picture.height, low, high, _file(gray, low, high)))
 

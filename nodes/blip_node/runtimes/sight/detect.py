@@ -38,6 +38,8 @@ class FixedClasses:
         refuse_labels(self._name, wishes.labels)
         inputs = to_model(self._model, self._processor(images=picture, return_tensors="pt"))
         output = self._model(**inputs)
+        if not (output.logits.isfinite().all() and output.pred_boxes.isfinite().all()):
+            raise no_numbers()
         (result,) = self._processor.post_process_object_detection(
             output,
             threshold=THRESHOLD if wishes.threshold is None else wishes.threshold,
@@ -62,6 +64,8 @@ class AnyLabels:
         )
         inputs = to_model(self._model, inputs)
         output = self._model(**inputs)
+        if not output.pred_boxes.isfinite().all():  # scores may be minus infinity
+            raise no_numbers()
         (result,) = self._processor.post_process_grounded_object_detection(
             output,
             threshold=OPEN_THRESHOLD if wishes.threshold is None else wishes.threshold,
@@ -73,8 +77,6 @@ class AnyLabels:
 
 def _packed(picture: Image.Image, labels: list[str], result: Any) -> bytes:
     scores, boxes = result["scores"].float(), result["boxes"].float()
-    if not (scores.isfinite().all() and boxes.isfinite().all()):
-        raise no_numbers()
     width, height = picture.size
     edges = boxes.new_tensor([width, height, width, height])
     boxes = boxes.clamp(min=0).minimum(edges)  # models draw a little over the edge

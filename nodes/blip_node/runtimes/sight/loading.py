@@ -8,11 +8,15 @@ from typing import Any
 
 from blip.errors import ModelLoadFailed
 from blip_node.models import weights
+from blip_node.models.files import read_object
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.loading import load_failure
 
 #: Weights that a checkpoint may lack: heads that no task here uses.
 _UNUSED = ("pooler.",)
+
+#: What transformers calls the part of a processor that reads videos.
+_VIDEOS = "video_processor"
 
 
 def load_seeing(
@@ -34,7 +38,7 @@ def load_seeing(
     trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         stored = weights.main_dtype(weights.total_counts(weights.shards(folder)))
-        processor = getattr(transformers, processor_class).from_pretrained(folder, **trusted)
+        processor = _processor(folder, processor_class, trusted)
         report(0.1)
         if not spec.device.startswith("cpu"):
             trusted["device_map"] = spec.device
@@ -56,6 +60,43 @@ def load_seeing(
         )
     report(0.9)
     return model.eval(), processor
+
+
+def _processor(folder: Path, auto_class: str, trusted: dict[str, Any]) -> Any:
+    import transformers
+    from transformers.models.auto.processing_auto import processor_class_from_name
+    from transformers.utils import is_torchvision_available
+
+    auto = getattr(transformers, auto_class)
+    if auto_class == "AutoProcessor" and not is_torchvision_available():
+        found = processor_class_from_name(_processor_name(folder))
+        if found is not None and _VIDEOS in found.get_attributes():
+            return without_videos(found).from_pretrained(folder, **trusted)
+    return auto.from_pretrained(folder, **trusted)
+
+
+def _processor_name(folder: Path) -> str:
+    """Return the name of the class that prepares a model's inputs, as its files say."""
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        name = read_object(folder / file, missing_ok=True).get("processor_class")
+        if isinstance(name, str):
+            return name
+    return ""
+
+
+def without_videos(processor: Any) -> Any:
+    """Return the class of a processor, less its part for videos.
+
+    That part needs torchvision, which nothing else does: without it, models such as Qwen-VL
+    could not be loaded even for pictures.
+    """
+
+    def get_attributes(cls: Any) -> list[str]:
+        return [name for name in processor.get_attributes() if name != _VIDEOS]
+
+    # under the name by which it is looked up and saved
+    own = {"get_attributes": classmethod(get_attributes), "__module__": processor.__module__}
+    return type(processor.__name__, (processor,), own)
 
 
 def to_model(model: Any, inputs: Any) -> Any:

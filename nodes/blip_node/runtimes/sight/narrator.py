@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from blip.errors import ConfigError, InvalidRequest, ModelLoadFailed, UnsupportedField
+from blip.kinds.base import TaskInput
 from blip.kinds.caption import TYPICAL_CAPTION_TOKENS, CaptionInput
 from blip.kinds.chat import ChatInput
 from blip.kinds.text import PREFILL_SHARE, Finish, delta_to_wire
@@ -34,6 +37,31 @@ from blip_node.runtimes.sight.loading import load_seeing
 
 #: The type of models that are put together of two, and have no processor for both.
 _PAIR = "vision-encoder-decoder"
+
+
+#: What of a request is heeded here. Whatever else a chat can ask for is refused by name, not
+#: dropped: dropping it would give a wrong answer that looks right.
+_HEEDED = frozenset(
+    {
+        "frequency_penalty",
+        "generated",
+        "grammar",
+        "image",
+        "logit_bias",
+        "logprobs",
+        "max_tokens",
+        "messages",
+        "presence_penalty",
+        "prompt",
+        "repetition_penalty",
+        "seed",
+        "stop",
+        "temperature",
+        "top_k",
+        "top_p",
+    }
+)
+_HEEDED_IN_MESSAGES = frozenset({"role", "content", "name", "pictures"})
 
 
 class Narrator:
@@ -79,18 +107,15 @@ class Narrator:
     def _write(self, job: Job) -> Outcome:
         wishes: ChatInput | CaptionInput = job.input
         captions = isinstance(wishes, CaptionInput)
-        if isinstance(wishes, ChatInput) and wishes.tools:
-            raise UnsupportedField(
-                f"'tools': {self._name} sees, and models that see call no functions here",
-                hint="Leave the tools out, or ask a model of text alone.",
-                param="tools",
-            )
+        _check(wishes, self._name)
         inputs = self._inputs(wishes)
         self._lane.look(job)
         ids = inputs["input_ids"][0].tolist() if "input_ids" in inputs else []
-        limit = room(len(ids), wishes.max_tokens, self._context, "messages")
-        if captions and wishes.max_tokens is None:
-            limit = min(limit, TYPICAL_CAPTION_TOKENS)
+        if captions:  # a caption ends by itself; what its limit leaves over is nobody's loss
+            most = wishes.max_tokens or TYPICAL_CAPTION_TOKENS
+            limit = min(most, room(len(ids), None, self._context, "prompt"))
+        else:
+            limit = room(len(ids), wishes.max_tokens, self._context, "messages")
         self._vocabulary.check(wishes.generated, "generated")
         self._vocabulary.check(wishes.logit_bias, "logit_bias")
         sequence = Sequence(
@@ -131,10 +156,35 @@ class Narrator:
     def _moved(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return inputs on the model's device; pixels in its dtype, ids as they are."""
         device, dtype = self._model.device, self._model.dtype
-        return {
-            name: tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
-            for name, tensor in inputs.items()
-        }
+        moved = dict(inputs)
+        for name, each in inputs.items():
+            if isinstance(each, torch.Tensor):
+                moved[name] = each.to(device, dtype if each.is_floating_point() else each.dtype)
+        return moved
+
+
+def _check(wishes: ChatInput | CaptionInput, name: str) -> None:
+    """Raise :class:`~blip.errors.UnsupportedField` for what would be without effect."""
+    asked = dict.fromkeys(_given(wishes) - _HEEDED, "")
+    if isinstance(wishes, ChatInput):
+        for number, message in enumerate(wishes.messages):
+            more = _given(message) - _HEEDED_IN_MESSAGES
+            asked |= dict.fromkeys(more, f"messages.{number}.")
+    for field, at in asked.items():
+        raise UnsupportedField(
+            f"'{at}{field}' is not supported by models that see, such as {name}",
+            hint="Leave it out, or ask a model of text alone.",
+            param=at + field,
+        )
+
+
+def _given(value: TaskInput) -> set[str]:
+    """Return the fields that are not at their defaults."""
+    return {
+        name
+        for name, field in type(value).model_fields.items()
+        if getattr(value, name) != field.get_default(call_default_factory=True)
+    }
 
 
 def _tokenizer(spec: LoadSpec, processor: Any, *, pair: bool) -> Any:

@@ -37,9 +37,12 @@ def caption_inputs(value: CaptionInput, name: str, model: Any, processor: Any) -
                 param="prompt",
             )
         return dict(processor(images=picture, return_tensors="pt"))
-    if not value.prompt:
+    # InstructBLIP looks at a picture through the eyes of a question, and needs one
+    prompt = value.prompt or (QUESTION if kind == "instructblip" else "")
+    if not prompt:
         return dict(processor(images=picture, return_tensors="pt"))
-    inputs = dict(processor(images=picture, text=value.prompt, return_tensors="pt"))
+    inputs = dict(processor(images=picture, text=prompt, return_tensors="pt"))
+    inputs.pop("token_type_ids", None)  # BERT's tokenizers make them, and no captioner takes them
     if kind == "git":
         # the end marker that its tokenizer adds would end the caption; BLIP takes it off itself
         for field in ("input_ids", "attention_mask"):
@@ -63,15 +66,20 @@ def chat_inputs(value: ChatInput, processor: Any, param: str = "messages") -> di
     Raises :class:`~blip.errors.InvalidRequest` for pictures that cannot be decoded, and for
     messages that the model's template does not accept.
     """
-    _check_size(value.messages)
-    _check_marks(value.messages, processor)
+    _check_size(value.messages, param)
+    _check_marks(value.messages, processor, param)
     pictures = [
         open_source(picture.data, _place(number, param))
         for number, message in enumerate(value.messages)
         for picture in message.pictures
     ]
-    turns = [
-        {"role": _role(message.role), "content": parts_of(message)} for message in value.messages
+    turns: list[dict[str, Any]] = [
+        {
+            "role": _role(message.role),
+            "content": parts_of(message),
+            **({} if message.name is None else {"name": message.name}),
+        }
+        for message in value.messages
     ]
     try:
         text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -96,7 +104,9 @@ def resumed(inputs: dict[str, Any], generated: Sequence[int]) -> dict[str, Any]:
     longer = dict(inputs)
     longer["input_ids"] = torch.cat([ids, more], dim=1)
     for name, tensor in inputs.items():
-        if name != "input_ids" and tensor.shape == ids.shape:  # what is said of every token
+        if (
+            name != "input_ids" and getattr(tensor, "shape", None) == ids.shape
+        ):  # what is said of every token
             fill = torch.ones_like(more) if name == "attention_mask" else torch.zeros_like(more)
             longer[name] = torch.cat([tensor, fill.to(tensor.dtype)], dim=1)
     return longer
@@ -127,9 +137,9 @@ def _place(number: int, param: str) -> str:
     return f"messages.{number}.content" if param == "messages" else param
 
 
-def _check_size(messages: Sequence[ChatMessage]) -> None:
+def _check_size(messages: Sequence[ChatMessage], param: str) -> None:
     headers = [
-        check_picture(picture.data, f"messages.{number}.content")
+        check_picture(picture.data, _place(number, param))
         for number, message in enumerate(messages)
         for picture in message.pictures
     ]
@@ -139,21 +149,21 @@ def _check_size(messages: Sequence[ChatMessage]) -> None:
             f"the pictures of this conversation have {pixels} pixels; {MAX_CHAT_PIXELS} are the "
             "most",
             hint="Send fewer, or scale them down.",
-            param="messages",
+            param=param,
             details={"pixels": pixels, "limit": MAX_CHAT_PIXELS},
         )
 
 
-def _check_marks(messages: Sequence[ChatMessage], processor: Any) -> None:
+def _check_marks(messages: Sequence[ChatMessage], processor: Any, param: str) -> None:
     """Raise for a text with the mark that stands for a picture: it would count as one."""
     mark = getattr(processor, "image_token", None)
     if not isinstance(mark, str) or not mark:
         return
     for number, message in enumerate(messages):
         if mark in message.content:
+            place = _place(number, param) if param == "messages" else "prompt"
             raise InvalidRequest(
-                f"'messages.{number}.content' has {mark!r} in it, which stands for a picture in "
-                "this model's prompts",
-                hint="Send the picture as a part of the message, and write the text without.",
-                param=f"messages.{number}.content",
+                f"'{place}' has {mark!r} in it, which stands for a picture in this model's prompts",
+                hint="Send the picture itself, and write the text without.",
+                param=place,
             )
