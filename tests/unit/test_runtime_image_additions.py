@@ -13,8 +13,12 @@ import numpy
 import pytest
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngImageFile
+from pydantic import ValidationError
 
+from blip.config import Config
 from blip.errors import ContextTooLong, InvalidRequest, UnsupportedField
+from blip_node.footprints import Footprints
+from blip_node.main import _models
 from blip_node.models import ModelSpec, additions, describe
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.environment import WORKER_ENV
@@ -28,7 +32,11 @@ import torch
 from blip.kinds.image import ImageInput
 from blip_node.runtimes.diffusion.conditioning import _Encoder, condition
 from blip_node.runtimes.diffusion.weighting import parse
-from tests.models.random_additions import make_controlnet, make_lora
+from tests.models.random_additions import (
+    make_controlnet,
+    make_lora,
+    make_transformer_controlnet,
+)
 from tests.models.random_pipelines import FAMILIES, make_pipeline
 
 TOY = Path(__file__).parents[1] / "models" / "toy-shapes"
@@ -230,6 +238,23 @@ def test_additions_take_memory(folder: Path, toy: ImageRuntime) -> None:
     assert "not on this node's disk" in found[1].error
 
 
+def test_configuration() -> None:
+    loras = {"ink": "~/ink.safetensors"}
+    toy = {"source": str(TOY), "loras": loras, "controlnets": {"canny": "hf:a/b"}}
+    config = Config.model_validate({"models": {"toy": toy}, "node": {"find_models": False}})
+    (spec,) = _models(config)
+    assert spec.loras == (("ink", "~/ink.safetensors"),)
+    assert spec.controlnets == (("canny", "hf:a/b"),)
+    # what it is measured to take is its own, not the bare model's
+    bare = ModelSpec("toy", str(TOY))
+    known = Footprints()
+    known.measured(spec, 1, 10**9, gpu=False)
+    assert known.expected(spec, 1, gpu=False) == 10**9
+    assert known.expected(bare, 1, gpu=False) is None
+    with pytest.raises(ValidationError, match="as a name"):
+        Config.model_validate({"models": {"toy": toy | {"loras": {"a b": "x"}}}})
+
+
 # --- ControlNet -----------------------------------------------------------------------------
 
 
@@ -289,6 +314,37 @@ async def test_bad_controls(
     assert caught.value.param == param
     if param == "control.type":
         assert caught.value.hint == "It has canny, depth."
+
+
+@pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning")  # diffusers' own use of it
+@pytest.mark.parametrize("family", ["flux", "sd3"])
+async def test_controlnets_of_transformers(family: str, tmp_path: Path) -> None:
+    pipe = FAMILIES[family]()
+    special = {"num_mode": 2} if family == "flux" else {"extra_conditioning_channels": 1}
+    nets = {
+        "canny": make_transformer_controlnet(tmp_path / "canny", pipe),
+        "union": make_transformer_controlnet(tmp_path / "union", pipe, **special),
+        "unet": make_controlnet(tmp_path / "unet", FAMILIES["sd"]()),
+    }
+    runtime = load(make_pipeline(tmp_path / family, family), controlnets=nets)
+    try:
+        asked: dict[str, Any] = {"steps": 2, "width": 64, "height": 64}
+        plain = await paint(runtime, "a cat", **asked)
+        guided = await paint(runtime, "a cat", **asked, **control())
+        assert distance(plain, guided) > 0.5
+        half = await paint(runtime, "a cat", **asked, **control(end=0.5))
+        assert distance(half, guided) > 0.1
+        for name, says in (("union", "more than a map"), ("unet", "ControlNetModel, made for")):
+            with pytest.raises(InvalidRequest, match=says):
+                await paint(runtime, "a cat", **asked, **control(name))
+        over = {**asked, "image": png(square()), **control()}
+        if family == "flux":
+            assert distance(await paint(runtime, "a cat", **over), plain) > 0.1
+        else:
+            with pytest.raises(UnsupportedField, match="image-to-image with a ControlNet"):
+                await paint(runtime, "a cat", **over)
+    finally:
+        runtime.close()
 
 
 async def test_a_model_without_additions_says_so(tmp_path: Path) -> None:
