@@ -87,7 +87,7 @@ def toy(folder: Path) -> Iterator[ImageRuntime]:
     """toy-shapes with two good LoRAs, several bad ones, and ControlNets."""
     bare = load(TOY)
     pipe = bare._engine._pipe  # type: ignore[union-attr]
-    both = {"unet": ("to_q",), "text_encoder": ("v_proj",)}
+    both = {"unet": ("to_q",), "text_encoder": ("v_proj", "out_proj")}
     loras = {
         "red": make_lora(folder / "red.safetensors", pipe),
         "two-parts": make_lora(folder / "both.safetensors", pipe, seed=1, parts=both),
@@ -113,6 +113,7 @@ def toy(folder: Path) -> Iterator[ImageRuntime]:
         state[f"unet.up_blocks.9.to_q.lora_{end}.weight"] = torch.zeros(shape)
     loras["halved"] = folder / "halved.safetensors"
     save_file(state, loras["halved"])
+    loras["kohya"] = kohya(folder / "kohya.safetensors", load_file(loras["two-parts"]))
     controlnets = {
         "canny": make_controlnet(folder / "canny", pipe),
         "depth": folder / "canny",
@@ -122,6 +123,22 @@ def toy(folder: Path) -> Iterator[ImageRuntime]:
     runtime = load(TOY, loras=loras, controlnets=controlnets)
     yield runtime
     runtime.close()
+
+
+def kohya(file: Path, state: dict[str, Any]) -> Path:
+    """Write a LoRA again as kohya's scripts do, with an alpha that halves it."""
+    from safetensors.torch import save_file
+
+    made = {}
+    for key, value in state.items():
+        part, _, name = key.removesuffix(".weight").partition(".")
+        layer, _, end = name.rpartition(".lora_")
+        short = {"unet": "lora_unet", "text_encoder": "lora_te"}[part]
+        stem = f"{short}_{layer.replace('.', '_')}"
+        made[f"{stem}.lora_{'down' if end == 'A' else 'up'}.weight"] = value
+        made[f"{stem}.alpha"] = torch.tensor(1.0)  # of a rank of 2
+    save_file(made, file)
+    return file
 
 
 async def file_of(runtime: ImageRuntime, prompt: str = HEART, **fields: Any) -> bytes:
@@ -180,6 +197,13 @@ async def test_several_loras_add_up(toy: ImageRuntime, plain: Any) -> None:
     assert (await paint(toy) == plain).all()
 
 
+async def test_a_lora_as_other_programs_write_it(toy: ImageRuntime, plain: Any) -> None:
+    theirs = await paint(toy, loras=[lora("kohya", 1.0)])
+    ours = await paint(toy, loras=[lora("two-parts", 0.5)])
+    assert distance(ours, plain) > 1
+    assert distance(theirs, ours) < 1  # rounding
+
+
 async def test_a_lora_works_on_pictures_and_after_a_failure(toy: ImageRuntime, plain: Any) -> None:
     source = png(square())
     without = await paint(toy, image=source, strength=0.5)
@@ -196,7 +220,7 @@ async def test_a_lora_that_does_not_fit_is_refused_by_name(toy: ImageRuntime, na
         await paint(toy, loras=[lora("red"), lora(name)])
     assert caught.value.param == "loras"
     assert BROKEN.get(name, "has no LoRA") in caught.value.message
-    assert caught.value.hint == "It has red, two-parts."
+    assert caught.value.hint == "It has kohya, red, two-parts."
 
 
 async def test_a_lora_twice_is_refused(toy: ImageRuntime) -> None:
@@ -388,6 +412,26 @@ async def test_long_prompts_in_parts(toy: ImageRuntime) -> None:
         await paint(toy, " BREAK ".join(["a heart"] * 17))
     with pytest.raises(InvalidRequest, match="weight of 11"):
         await paint(toy, "a (red:11) heart")
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+async def test_weights_and_pictures_together(family: str, tmp_path: Path) -> None:
+    net = make_controlnet(tmp_path / "canny", FAMILIES[family]())
+    runtime = load(make_pipeline(tmp_path / family, family), controlnets={"canny": net})
+    half = Image.new("L", (64, 64), 0)
+    half.paste(255, (0, 0, 32, 64))
+    asked: dict[str, Any] = {"steps": 3, "width": 64, "height": 64, "negative_prompt": "[x]"}
+    over = {"image": png(square()), "strength": 0.9}
+    try:
+        for more in ({}, control(), over, {**over, "mask": png(half)}, {**over, **control()}):
+            plain = await paint(runtime, "a red cat", **asked | more)
+            weighted = await paint(runtime, "a (red:2) cat BREAK x", **asked | more)
+            assert distance(plain, weighted) > 0
+        free = asked | {"guidance_scale": 1.0, "negative_prompt": ""}
+        plain = await paint(runtime, "a red cat", **free)
+        assert distance(await paint(runtime, "a (red:2) cat", **free), plain) > 0
+    finally:
+        runtime.close()
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
