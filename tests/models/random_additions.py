@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,23 @@ def make_controlnet(folder: Path, pipe: Any) -> Path:
     for layer in ends:
         torch.nn.init.normal_(layer.weight, std=0.1)
     torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=5.0)
+    net.save_pretrained(folder)
+    return folder
+
+
+def make_transformer_controlnet(folder: Path, pipe: Any, **changes: Any) -> Path:
+    """Save a ControlNet for a Flux or a Stable Diffusion 3, with outputs that are not zero."""
+    torch.manual_seed(0)
+    if hasattr(pipe, "text_encoder_3"):
+        cls, entry = diffusers.SD3ControlNetModel, "pos_embed_input.proj"
+        own = {"extra_conditioning_channels": 0}
+    else:
+        cls, entry, own = diffusers.FluxControlNetModel, "controlnet_x_embedder", {}
+    known = inspect.signature(cls.__init__).parameters
+    config = {key: value for key, value in pipe.transformer.config.items() if key in known}
+    net = cls(**config | own | changes)
+    for layer in [*net.controlnet_blocks, net.get_submodule(entry)]:
+        torch.nn.init.normal_(layer.weight, std=0.3)
     net.save_pretrained(folder)
     return folder
 

@@ -192,7 +192,7 @@ def sd3() -> Any:
             sample_size=16,
             patch_size=1,
             in_channels=4,
-            num_layers=1,
+            num_layers=2,  # a ControlNet adds to all but the last
             attention_head_dim=8,
             num_attention_heads=4,
             joint_attention_dim=32,

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -34,12 +35,13 @@ from tests.models.jobs import RecordingJob
 
 os.environ.update(WORKER_ENV)
 
+import diffusers
 import torch
 from diffusers.pipelines import auto_pipeline
 
 from blip_node.models.pipeline import TEXT_TO_IMAGE
 from blip_node.runtimes.diffusion.schedulers import ALIASES, NAMES
-from blip_node.runtimes.diffusion.steps import preview_steps
+from blip_node.runtimes.diffusion.steps import decode, preview_steps
 from tests.models.random_pipelines import make_pipeline
 
 TOY = Path(__file__).parents[1] / "models" / "toy-shapes"
@@ -366,6 +368,48 @@ async def test_steps_and_previews(toy: ImageRuntime) -> None:
     only = RecordingJob("image", prompt=HEART, previews=2, **QUICK)
     await toy.run(only)
     assert [step_from_wire(part).step for part in only.parts] == [4, 8]
+
+
+def test_previews_of_latents_of_all_sorts() -> None:
+    """Decoded as their pipelines do at the end, by shape: plain, by channel, packed, of a frame."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Any:
+        return torch.randn(shape, generator=generator)
+
+    def shown(vae: Any, latents: Any, **pipe: Any) -> Any:
+        made = decode(SimpleNamespace(vae=vae, **pipe), latents, (32, 32))
+        return None if made is None else numpy.asarray(made, dtype=float)
+
+    def theirs(pixels: Any) -> Any:
+        return ((pixels[0].detach() / 2 + 0.5).clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
+
+    narrow = {"down_block_types": ("DownEncoderBlock2D",) * 2, "norm_num_groups": 4}
+    plain = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latents_mean=[0.1, 0.2, 0.3, 0.4],
+        latents_std=[1.0, 2.0, 3.0, 4.0],
+        **narrow,
+    )
+    latents = noise(2, 4, 16, 16)
+    mean, std = (torch.tensor(plain.config[f"latents_{name}"]) for name in ("mean", "std"))
+    shape = (1, 4, 1, 1)
+    scaled = latents[:1] * std.view(shape) / plain.config.scaling_factor + mean.view(shape)
+    assert numpy.allclose(shown(plain, latents), theirs(plain.decode(scaled).sample))
+    qwen = diffusers.AutoencoderKLQwenImage(base_dim=8, z_dim=16, num_res_blocks=1)
+    latents = noise(1, 16, 1, 4, 4)
+    pack, unpack = (getattr(diffusers.QwenImagePipeline, f"_{name}_latents") for name in
+                    ("pack", "unpack"))  # fmt: skip
+    packed = pack(latents, 1, 16, 4, 4)
+    mean, std = (torch.tensor(qwen.config[f"latents_{name}"]) for name in ("mean", "std"))
+    film = qwen.decode(latents * std.view(1, 16, 1, 1, 1) + mean.view(1, 16, 1, 1, 1)).sample
+    made = shown(qwen, packed, _unpack_latents=unpack, vae_scale_factor=8)
+    assert made.shape == (32, 32, 3)
+    assert numpy.allclose(made, theirs(film[:, :, 0]))
+    assert shown(qwen, packed) is None  # it does not say how they are packed
+    assert shown(plain, noise(1, 4)) is None
+    assert shown(None, latents) is None
 
 
 async def test_a_reader_that_is_slow_gets_fewer_previews(toy: ImageRuntime) -> None:

@@ -13,8 +13,12 @@ import numpy
 import pytest
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngImageFile
+from pydantic import ValidationError
 
+from blip.config import Config
 from blip.errors import ContextTooLong, InvalidRequest, UnsupportedField
+from blip_node.footprints import Footprints
+from blip_node.main import _models
 from blip_node.models import ModelSpec, additions, describe
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.environment import WORKER_ENV
@@ -28,7 +32,11 @@ import torch
 from blip.kinds.image import ImageInput
 from blip_node.runtimes.diffusion.conditioning import _Encoder, condition
 from blip_node.runtimes.diffusion.weighting import parse
-from tests.models.random_additions import make_controlnet, make_lora
+from tests.models.random_additions import (
+    make_controlnet,
+    make_lora,
+    make_transformer_controlnet,
+)
 from tests.models.random_pipelines import FAMILIES, make_pipeline
 
 TOY = Path(__file__).parents[1] / "models" / "toy-shapes"
@@ -79,7 +87,7 @@ def toy(folder: Path) -> Iterator[ImageRuntime]:
     """toy-shapes with two good LoRAs, several bad ones, and ControlNets."""
     bare = load(TOY)
     pipe = bare._engine._pipe  # type: ignore[union-attr]
-    both = {"unet": ("to_q",), "text_encoder": ("v_proj",)}
+    both = {"unet": ("to_q",), "text_encoder": ("v_proj", "out_proj")}
     loras = {
         "red": make_lora(folder / "red.safetensors", pipe),
         "two-parts": make_lora(folder / "both.safetensors", pipe, seed=1, parts=both),
@@ -105,6 +113,7 @@ def toy(folder: Path) -> Iterator[ImageRuntime]:
         state[f"unet.up_blocks.9.to_q.lora_{end}.weight"] = torch.zeros(shape)
     loras["halved"] = folder / "halved.safetensors"
     save_file(state, loras["halved"])
+    loras["kohya"] = kohya(folder / "kohya.safetensors", load_file(loras["two-parts"]))
     controlnets = {
         "canny": make_controlnet(folder / "canny", pipe),
         "depth": folder / "canny",
@@ -114,6 +123,22 @@ def toy(folder: Path) -> Iterator[ImageRuntime]:
     runtime = load(TOY, loras=loras, controlnets=controlnets)
     yield runtime
     runtime.close()
+
+
+def kohya(file: Path, state: dict[str, Any]) -> Path:
+    """Write a LoRA again as kohya's scripts do, with an alpha that halves it."""
+    from safetensors.torch import save_file
+
+    made = {}
+    for key, value in state.items():
+        part, _, name = key.removesuffix(".weight").partition(".")
+        layer, _, end = name.rpartition(".lora_")
+        short = {"unet": "lora_unet", "text_encoder": "lora_te"}[part]
+        stem = f"{short}_{layer.replace('.', '_')}"
+        made[f"{stem}.lora_{'down' if end == 'A' else 'up'}.weight"] = value
+        made[f"{stem}.alpha"] = torch.tensor(1.0)  # of a rank of 2
+    save_file(made, file)
+    return file
 
 
 async def file_of(runtime: ImageRuntime, prompt: str = HEART, **fields: Any) -> bytes:
@@ -172,6 +197,13 @@ async def test_several_loras_add_up(toy: ImageRuntime, plain: Any) -> None:
     assert (await paint(toy) == plain).all()
 
 
+async def test_a_lora_as_other_programs_write_it(toy: ImageRuntime, plain: Any) -> None:
+    theirs = await paint(toy, loras=[lora("kohya", 1.0)])
+    ours = await paint(toy, loras=[lora("two-parts", 0.5)])
+    assert distance(ours, plain) > 1
+    assert distance(theirs, ours) < 1  # rounding
+
+
 async def test_a_lora_works_on_pictures_and_after_a_failure(toy: ImageRuntime, plain: Any) -> None:
     source = png(square())
     without = await paint(toy, image=source, strength=0.5)
@@ -188,7 +220,7 @@ async def test_a_lora_that_does_not_fit_is_refused_by_name(toy: ImageRuntime, na
         await paint(toy, loras=[lora("red"), lora(name)])
     assert caught.value.param == "loras"
     assert BROKEN.get(name, "has no LoRA") in caught.value.message
-    assert caught.value.hint == "It has red, two-parts."
+    assert caught.value.hint == "It has kohya, red, two-parts."
 
 
 async def test_a_lora_twice_is_refused(toy: ImageRuntime) -> None:
@@ -228,6 +260,23 @@ def test_additions_take_memory(folder: Path, toy: ImageRuntime) -> None:
     found = additions.prepare([*nets, ("engine", "builtin:echo")])
     assert [bool(each.path) for each in found] == [True, False, False]
     assert "not on this node's disk" in found[1].error
+
+
+def test_configuration() -> None:
+    loras = {"ink": "~/ink.safetensors"}
+    toy = {"source": str(TOY), "loras": loras, "controlnets": {"canny": "hf:a/b"}}
+    config = Config.model_validate({"models": {"toy": toy}, "node": {"find_models": False}})
+    (spec,) = _models(config)
+    assert spec.loras == (("ink", "~/ink.safetensors"),)
+    assert spec.controlnets == (("canny", "hf:a/b"),)
+    # what it is measured to take is its own, not the bare model's
+    bare = ModelSpec("toy", str(TOY))
+    known = Footprints()
+    known.measured(spec, 1, 10**9, gpu=False)
+    assert known.expected(spec, 1, gpu=False) == 10**9
+    assert known.expected(bare, 1, gpu=False) is None
+    with pytest.raises(ValidationError, match="as a name"):
+        Config.model_validate({"models": {"toy": toy | {"loras": {"a b": "x"}}}})
 
 
 # --- ControlNet -----------------------------------------------------------------------------
@@ -291,6 +340,37 @@ async def test_bad_controls(
         assert caught.value.hint == "It has canny, depth."
 
 
+@pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning")  # diffusers' own use of it
+@pytest.mark.parametrize("family", ["flux", "sd3"])
+async def test_controlnets_of_transformers(family: str, tmp_path: Path) -> None:
+    pipe = FAMILIES[family]()
+    special = {"num_mode": 2} if family == "flux" else {"extra_conditioning_channels": 1}
+    nets = {
+        "canny": make_transformer_controlnet(tmp_path / "canny", pipe),
+        "union": make_transformer_controlnet(tmp_path / "union", pipe, **special),
+        "unet": make_controlnet(tmp_path / "unet", FAMILIES["sd"]()),
+    }
+    runtime = load(make_pipeline(tmp_path / family, family), controlnets=nets)
+    try:
+        asked: dict[str, Any] = {"steps": 2, "width": 64, "height": 64}
+        plain = await paint(runtime, "a cat", **asked)
+        guided = await paint(runtime, "a cat", **asked, **control())
+        assert distance(plain, guided) > 0.5
+        half = await paint(runtime, "a cat", **asked, **control(end=0.5))
+        assert distance(half, guided) > 0.1
+        for name, says in (("union", "more than a map"), ("unet", "ControlNetModel, made for")):
+            with pytest.raises(InvalidRequest, match=says):
+                await paint(runtime, "a cat", **asked, **control(name))
+        over = {**asked, "image": png(square()), **control()}
+        if family == "flux":
+            assert distance(await paint(runtime, "a cat", **over), plain) > 0.1
+        else:
+            with pytest.raises(UnsupportedField, match="image-to-image with a ControlNet"):
+                await paint(runtime, "a cat", **over)
+    finally:
+        runtime.close()
+
+
 async def test_a_model_without_additions_says_so(tmp_path: Path) -> None:
     runtime = load(make_pipeline(tmp_path / "pixart", "pixart"), loras={"a": tmp_path})
     try:
@@ -332,6 +412,26 @@ async def test_long_prompts_in_parts(toy: ImageRuntime) -> None:
         await paint(toy, " BREAK ".join(["a heart"] * 17))
     with pytest.raises(InvalidRequest, match="weight of 11"):
         await paint(toy, "a (red:11) heart")
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+async def test_weights_and_pictures_together(family: str, tmp_path: Path) -> None:
+    net = make_controlnet(tmp_path / "canny", FAMILIES[family]())
+    runtime = load(make_pipeline(tmp_path / family, family), controlnets={"canny": net})
+    half = Image.new("L", (64, 64), 0)
+    half.paste(255, (0, 0, 32, 64))
+    asked: dict[str, Any] = {"steps": 3, "width": 64, "height": 64, "negative_prompt": "[x]"}
+    over = {"image": png(square()), "strength": 0.9}
+    try:
+        for more in ({}, control(), over, {**over, "mask": png(half)}, {**over, **control()}):
+            plain = await paint(runtime, "a red cat", **asked | more)
+            weighted = await paint(runtime, "a (red:2) cat BREAK x", **asked | more)
+            assert distance(plain, weighted) > 0
+        free = asked | {"guidance_scale": 1.0, "negative_prompt": ""}
+        plain = await paint(runtime, "a red cat", **free)
+        assert distance(await paint(runtime, "a (red:2) cat", **free), plain) > 0
+    finally:
+        runtime.close()
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])

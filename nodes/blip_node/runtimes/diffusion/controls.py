@@ -52,6 +52,10 @@ _SHARED: dict[str, tuple[str, ...]] = {
 }
 
 
+#: Settings of ControlNets that are told more than a map: which of several sorts it is, or a mask.
+_SPECIAL = ("num_mode", "extra_conditioning_channels")
+
+
 class Controls:
     """The ControlNets of one pipeline, by the sort of map that each follows."""
 
@@ -139,6 +143,9 @@ def _load(pipe: Any, addition: Addition) -> Any:
         raise ModelLoadFailed(f"{folder} has no config.json that can be read") from error
     if name not in CLASSES:
         raise ModelLoadFailed(f"it is a {name}; blip runs {', '.join(sorted(CLASSES))}")
+    special = [key for key in _SPECIAL if config.get(key)]
+    if special:
+        raise ModelLoadFailed(f"it wants more than a map ({special[0]}), which blip does not send")
     denoiser: Any = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     if type(denoiser).__name__ != CLASSES[name]:
         raise ModelLoadFailed(
@@ -153,6 +160,12 @@ def _load(pipe: Any, addition: Addition) -> Any:
             raise ModelLoadFailed(
                 f"it was made for a model of another architecture: {key} is {its}, not {own}"
             )
+    widths = net.config.get("conditioning_embedding_out_channels")
+    if widths is not None and 1 << (len(widths) - 1) != pipe.vae_scale_factor:
+        raise ModelLoadFailed(
+            f"it was made for a model of another architecture: its maps shrink by "
+            f"{1 << (len(widths) - 1)}, not {pipe.vae_scale_factor}"
+        )
     return net.to(denoiser.device).eval()
 
 

@@ -16,8 +16,17 @@ from blip_node.runtimes.loading import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-#: What a key of a LoRA's file has in it, in the form that diffusers brings all of them to.
-_MARK = ".lora_A."
+#: What stands behind a layer's name in the keys of a LoRA's file, in the forms that diffusers
+#: brings all of them to.
+_MARKS = (
+    ".lora_A.",
+    ".lora_B.",
+    ".lora_magnitude_vector",
+    ".lora.down.",
+    ".lora.up.",
+    ".lora_linear_layer.",
+    "_lora.",
+)
 
 
 class Loras:
@@ -119,6 +128,8 @@ class Loras:
         )
         state = said[0] if isinstance(said, tuple) else said
         asked = {_layer(key) for key in state if "lora" in key and "alpha" not in key}
+        if not asked:
+            raise InvalidRequest("it has no layers of a LoRA in it")
         found = 0
         for component in self._pipe.components.values():
             if hasattr(component, "named_modules"):
@@ -126,7 +137,7 @@ class Loras:
                     adapter in getattr(module, "lora_A", ())
                     for _, module in component.named_modules()
                 )
-        if found < len(asked) or not found:
+        if found < len(asked):
             raise InvalidRequest(
                 f"it was made for a model of another architecture: {len(asked) - found} of its "
                 f"{len(asked)} layers are not in this one"
@@ -141,7 +152,7 @@ class Loras:
 
 def _layer(key: str) -> str:
     """Return the layer that a key of a LoRA's weights belongs to."""
-    for mark in (_MARK, ".lora_B.", ".lora.down.", ".lora.up.", ".lora_linear_layer.", "_lora."):
+    for mark in _MARKS:
         if mark in key:
             return key.partition(mark)[0]
     return key

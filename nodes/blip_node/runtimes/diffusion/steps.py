@@ -93,10 +93,20 @@ def decode(pipe: Any, latents: Any, size: tuple[int, int]) -> Image.Image | None
     latents = latents[:1]
     if latents.ndim == 3 and hasattr(pipe, "_unpack_latents"):
         latents = pipe._unpack_latents(latents, size[1], size[0], pipe.vae_scale_factor)
-    if latents.ndim != 4:
+    framed = latents.ndim == 5  # a picture is a film of one frame to some
+    if latents.ndim not in (4, 5):
         return None
     config = vae.config
-    latents = latents / config.get("scaling_factor", 1.0) + (config.get("shift_factor") or 0.0)
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if framed and (mean is None or std is None):
+        return None
+    if mean is not None and std is not None:  # by channel
+        shape = (1, -1) + (1,) * (latents.ndim - 2)
+        scaled = latents * torch.tensor(std).view(shape).to(latents)
+        latents = scaled / (config.get("scaling_factor") or 1.0)
+        latents = latents + torch.tensor(mean).view(shape).to(latents)
+    else:
+        latents = latents / config.get("scaling_factor", 1.0) + (config.get("shift_factor") or 0.0)
     # such decoders overflow in half precision; their pipelines do the same before the end
     upcast = vae.dtype == torch.float16 and config.get("force_upcast")
     if upcast:
@@ -104,6 +114,7 @@ def decode(pipe: Any, latents: Any, size: tuple[int, int]) -> Image.Image | None
     try:
         with torch.no_grad():
             pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0][0]
+        pixels = pixels[:, 0] if framed else pixels
     finally:
         if upcast:
             vae.to(dtype=torch.float16)
