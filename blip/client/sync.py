@@ -37,6 +37,10 @@ from blip.client.vision_answers import (
 
 T = TypeVar("T")
 
+#: Most seconds that a client that was interrupted waits to have said so: a gateway that is there
+#: answers at once, and nobody waits long after Ctrl-C.
+_FAREWELL = 2.0
+
 
 class Blip:
     """As :class:`~blip.client.AsyncBlip`, for code without asyncio. Safe to use from any thread."""
@@ -177,9 +181,22 @@ class Blip:
     def video(self, model: str, prompt: str, **options: Any) -> VideoAnswer:
         """Make a video and wait for it; options as :meth:`AsyncBlip.video`'s.
 
-        ``progress`` is called on the client's own thread.
+        ``progress`` is called on the client's own thread. Ctrl-C stops the video.
         """
-        return self._wait(self._client.video(model, prompt, **options))
+        ended = threading.Event()
+
+        async def ask() -> VideoAnswer:
+            try:
+                return await self._client.video(model, prompt, **options)
+            finally:
+                ended.set()
+
+        try:
+            return self._wait(ask())
+        except BaseException:
+            # it tells the gateway to stop; closing the client now would cut that off
+            ended.wait(_FAREWELL)
+            raise
 
     def upscale(self, model: str, image: bytes, **options: Any) -> UpscaleAnswer:
         """Enlarge a picture; see :meth:`blip.client.AsyncBlip.upscale` for the options."""

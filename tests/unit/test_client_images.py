@@ -67,6 +67,8 @@ async def test_sdk() -> None:
             assert sent.image == source
         with pytest.raises(InvalidRequest, match="needs an image"):
             await client.image("toy-shapes", HEART, mask=mask)
+        with pytest.raises(InvalidRequest, match="bytes of their files"):
+            await client.image("toy-shapes", HEART, response_format="url")
         with pytest.raises(InvalidRequest, match="8 x 9") as caught:
             await client.image("toy-shapes", HEART, image=image, mask=png(8, 9))
         assert caught.value.param == "mask"

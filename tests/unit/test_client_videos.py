@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +90,36 @@ async def test_who_stops_waiting_stops_the_video() -> None:
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
+        await asyncio.wait_for(backend.calls[0].ended.wait(), 10)
+        assert backend.calls[0].cancelled
+
+
+async def test_ctrl_c_stops_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = mesh()
+    wait = Blip._wait
+
+    def interrupted(self: Blip, work: Any) -> Any:
+        if work.__name__ != "ask":
+            return wait(self, work)
+
+        async def begun() -> None:
+            while not backend.calls:  # noqa: ASYNC110  (it is another loop's)
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        wait(self, begun())
+        future.cancel()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Blip, "_wait", interrupted)
+
+    def ask(url: str) -> None:
+        with Blip(url) as client, pytest.raises(KeyboardInterrupt):
+            client.video("silent", HEART, poll=0.01)
+
+    async with served(backend) as url:
+        await asyncio.to_thread(ask, url)
         await asyncio.wait_for(backend.calls[0].ended.wait(), 10)
         assert backend.calls[0].cancelled
 

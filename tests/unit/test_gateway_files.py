@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
 from blip.errors import ConfigError, NotFound, PayloadTooLarge, StoreUnavailable
+from blip.gateway.app import build_app
 from blip.gateway.download import disposition
 from blip.gateway.files import Files
 from blip.gateway.origin import origin_of
@@ -345,6 +348,21 @@ def test_signatures(id: str, expires: int, other: str) -> None:
 )
 def test_origins(headers: dict[str, str], found: str) -> None:
     assert origin_of(headers, "http", "own:1") == found
+
+
+async def test_a_gateway_on_a_unix_socket(backend: MemoryMesh, tmp_path: Path) -> None:
+    runner = web.AppRunner(build_app(backend, GatewaySettings()))
+    await runner.setup()
+    path = str(tmp_path / "gateway")
+    await web.UnixSite(runner, path).start()
+    try:
+        async with aiohttp.ClientSession(
+            "http://nowhere", connector=aiohttp.UnixConnector(path)
+        ) as http:
+            assert (await address(http)).startswith("http://nowhere/v1/files/")
+            assert (await address(http, Host="?")).startswith("http://localhost:80/v1/files/")
+    finally:
+        await runner.cleanup()
 
 
 def test_names_that_would_break_a_header() -> None:

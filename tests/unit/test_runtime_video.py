@@ -27,6 +27,7 @@ from blip.errors import (
 from blip.kinds.image import step_from_wire
 from blip.kinds.video import ENDINGS, VIDEO, VideoInput, video_format
 from blip_node.models import ModelSpec, describe
+from blip_node.models.pipeline import TEXT_TO_VIDEO
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.diffusion import films
 from blip_node.runtimes.video import VideoRuntime
@@ -89,6 +90,10 @@ async def test_every_family_films(family: str, tmp_path: Path) -> None:
     assert [step_from_wire(part)[:2] for part in job.parts] == [(n, 3) for n in range(4)]
     # what was done is what was asked for, so it is the work that was expected
     assert outcome.units == VIDEO.units(VideoInput(**fields))
+
+
+def test_every_pipeline_that_is_listed_is_tried() -> None:
+    assert {type(make()).__name__ for make in FAMILIES.values()} == set(TEXT_TO_VIDEO)
 
 
 async def test_the_same_seed_is_the_same_video(ltx: VideoRuntime) -> None:
