@@ -246,7 +246,7 @@ async def test_openapi_is_valid_and_complete(backend: MemoryMesh, keys: dict[str
             assert ("security" in operation) is (bool(keys) and "401" in operation["responses"])
     chat = spec["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert set(chat) == {
-        *("200", "400", "401", "404", "413", "415", "422", "429"),
+        *("200", "400", "401", "403", "404", "413", "415", "422", "429"),
         *("499", "500", "502", "503", "504"),
     }
     for code in ("invalid_request", "unsupported_field", "context_length_exceeded"):

@@ -14,6 +14,7 @@ from blip.errors import (
     NoCapacity,
     NodeLost,
     NoNode,
+    NotPermitted,
     Overloaded,
     RuntimeFailed,
     Unavailable,
@@ -23,6 +24,7 @@ from blip.errors import (
 
 #: Errors of every route that runs a task.
 TASK_FAILURES: tuple[type[BlipError], ...] = (
+    NotPermitted,
     ModelNotFound,
     Unsatisfiable,
     Overloaded,

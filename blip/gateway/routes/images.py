@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from aiohttp import web
 from pydantic import Field
 
+from blip.errors import PolicyViolation
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Refused
@@ -125,7 +126,7 @@ def _operation(name: str, handler: Any, summary: str, body: Any, example: Any) -
         answer=Pictures,
         task=True,
         event=PictureEvent,
-        errors=TEXT_FAILURES,
+        errors=(*TEXT_FAILURES, PolicyViolation),
         example=example,
     )
 
