@@ -95,7 +95,7 @@ async def ollamas(mesh: Served) -> None:
         one = await client.embeddings("tiny-embed", texts[2])
         assert list(one.embedding) == pytest.approx(list(embedded.embeddings[2]), abs=1e-5)
         shown = await client.show("tiny-chat")
-        assert shown.capabilities == ["completion"]
+        assert shown.capabilities == ["completion", "tools"]
         assert (shown.modelinfo or {})["general.context_length"] == 2048
 
 

@@ -233,7 +233,7 @@ async def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 60 < (chatty.expires_at - datetime.now(UTC)).total_seconds() <= 90
     assert (vectors.name, vectors.size, vectors.size_vram) == ("vectors", 7, 0)
     assert vectors.expires_at is None
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert shown.modelinfo == {
         "general.name": "chatty",
         "general.parameter_count": 134_515_008,
@@ -245,7 +245,7 @@ async def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_show_by_the_older_name_and_version() -> None:
     async with served(mesh()) as origin, aiohttp.ClientSession(origin) as http:
         async with http.post("/api/show", json={"name": "parrot"}) as response:
-            assert (await response.json())["capabilities"] == ["completion"]
+            assert (await response.json())["capabilities"] == ["completion", "tools"]
         async with http.post("/api/show", json={}) as response:
             assert response.status == 400
         async with http.get("/api/version") as response:

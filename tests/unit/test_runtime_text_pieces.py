@@ -195,12 +195,13 @@ class TestSequence:
 
     def test_a_stop_that_completes_on_the_last_token(self) -> None:
         steps = play(sequence(limit=2, stops=("o!",)), [HELLO, BANG])
-        assert steps == [Delta("Hell", [HELLO]), Finish("stop", "", [BANG])]
+        assert steps == [Delta("Hell", [HELLO]), Finish("stop", "", [BANG], stop="o!")]
 
     def test_a_stop_inside_what_the_end_releases(self) -> None:
-        assert play(sequence(stops=("\ufffd",)), [BYTE + 0xE2, 1])[-1] == Finish("stop", "", [1])
+        last = play(sequence(stops=("\ufffd",)), [BYTE + 0xE2, 1])[-1]
+        assert last == Finish("stop", "", [1], stop="\ufffd")
         last = play(sequence(limit=1, stops=("\ufffd",)), [BYTE + 0xE2])[-1]
-        assert last == Finish("stop", "", [BYTE + 0xE2])
+        assert last == Finish("stop", "", [BYTE + 0xE2], stop="\ufffd")
 
     def test_the_lead_goes_out_with_the_first_token(self) -> None:
         assert play(sequence(lead="Hello!"), [WORLD, BANG]) == [

@@ -15,6 +15,7 @@ from blip.gateway.call import LiveCall
 from blip.kinds import KINDS
 from blip.kinds.chat import ChatInput
 from blip.kinds.text import Delta, delta_to_wire
+from blip.kinds.tools import CallPiece
 from blip.protocol.messages import Model
 from blip_node.catalogue import Catalogue
 from blip_node.models.spec import ModelSpec
@@ -254,8 +255,10 @@ def test_what_was_said_without_token_ids_cannot_be_continued() -> None:
     call.deliver(delta_to_wire(Delta("", [1])))
     call.deliver(delta_to_wire(Delta("Hel", [2, 3])))
     assert call.resume() is not None
-    call.deliver(delta_to_wire(Delta("lo", [])))
-    assert call.resume() is None
+    for text, pieces in (("lo", None), ("", [CallPiece(0, "f", "")])):
+        other = LiveCall(Owner(), b"t" * 16, KINDS["chat"], value, 1.0)
+        other.deliver(delta_to_wire(Delta(text, [], None, pieces)))
+        assert other.resume() is None
 
 
 # --- the poller -------------------------------------------------------------------------------

@@ -173,9 +173,13 @@ async def show(exchange: Exchange, body: ShowRequest) -> web.StreamResponse:
         info["general.parameter_count"] = parameters
     if model.context is not None:
         info["general.context_length"] = model.context
-    named = dict.fromkeys(_CAPABILITIES[kind] for kind in model.kinds if kind in _CAPABILITIES)
-    if {"chat", "caption"} <= set(model.kinds):  # whoever says what a picture shows, sees
-        named["vision"] = "vision"
+    named: dict[str, None] = dict.fromkeys(
+        _CAPABILITIES[kind] for kind in model.kinds if kind in _CAPABILITIES
+    )
+    if {"chat", "caption"} <= set(model.kinds):
+        named["vision"] = None  # whoever says what a picture shows, sees
+    elif "chat" in model.kinds:
+        named["tools"] = None  # every other model that chats can be told of them
     view = ShowAnswer(
         details=_details(nodes, name),
         model_info=info,
