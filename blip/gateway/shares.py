@@ -5,10 +5,11 @@ The broker spreads the tasks as it spreads those of different clients, a slow de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 
-from blip.gateway.exchange import Exchange
+from blip.errors import BlipError
+from blip.gateway.exchange import Exchange, Result
 from blip.kinds import Kind, TaskInput
 from blip.protocol.messages import NodeEntry
 
@@ -72,3 +73,18 @@ def start(
     parts = cut(costs, tasks)
     exchange.start(kind, model, map(make, parts))
     return parts
+
+
+async def results(exchange: Exchange, fields: Mapping[str, str]) -> list[Result]:
+    """Wait for the tasks; raises the error of the first that fails.
+
+    ``fields`` says what the input's fields are called in the request, so that an error names one
+    that its reader knows: ``texts.7`` is ``inputs.7`` there.
+    """
+    try:
+        return await exchange.results()
+    except BlipError as error:
+        name, dot, rest = (error.param or "").partition(".")
+        if name in fields:
+            error.param = fields[name] + dot + rest
+        raise

@@ -102,7 +102,7 @@ async def pipelines(http: aiohttp.ClientSession) -> None:
         "/v1/pipelines/text-classification", json={"model": "nli", "inputs": ["a", "river " * 90]}
     ) as response:
         error = (await response.json())["error"]
-    assert (error["code"], error["param"]) == ("context_length_exceeded", "texts.1")
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "inputs.1")
 
 
 async def embeddings(http: aiohttp.ClientSession, origin: str) -> None:
@@ -121,7 +121,7 @@ async def embeddings(http: aiohttp.ClientSession, origin: str) -> None:
         "/v1/embeddings", json={"model": "tiny-embed", "input": texts}
     ) as response:
         error = (await response.json())["error"]
-    assert (error["code"], error["param"]) == ("context_length_exceeded", "texts.1300")
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "input.1300")
     assert error["message"].startswith("input 1300 has 92 tokens")
 
 

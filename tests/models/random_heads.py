@@ -60,6 +60,33 @@ def make_bert(
     return folder
 
 
+#: Other families of classifiers, by the names of their classes, with what their sizes are called.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Roberta": {"max_position_embeddings": 66, "type_vocab_size": 1},
+    "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    "Electra": {"embedding_size": 32},
+    "DebertaV2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "ModernBert": {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
+    "Qwen3": {"num_key_value_heads": 2, "head_dim": 16},
+}
+
+
+def make_family(folder: Path, family: str) -> Path:
+    """Save a random classifier with one label of another family than BERT."""
+    torch.manual_seed(0)
+    vocabulary = 1 + max(transformers.AutoTokenizer.from_pretrained(TINY_EMBED).vocab.values())
+    fields = {**_BERT, **FAMILIES[family], "vocab_size": vocabulary, "num_labels": 1}
+    config = getattr(transformers, f"{family}Config")(**fields)
+    model = getattr(transformers, f"{family}ForSequenceClassification")(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY_EMBED / file, folder)
+    return folder
+
+
 def make_t5(folder: Path, **changes: Any) -> Path:
     """Save a random T5 that reads and writes letters."""
     torch.manual_seed(0)

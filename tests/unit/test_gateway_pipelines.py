@@ -21,7 +21,7 @@ from blip.gateway.routes.pipelines import TASKS
 from blip.gateway.shares import LEAST, MOST, TURNS, cut, places
 from blip.kinds.pipelines import results_from_wire
 from blip.protocol.messages import Model, NodeEntry
-from tests.unit.gateway_mesh import MemoryMesh, mesh, served, vector
+from tests.unit.gateway_mesh import MemoryMesh, failing, mesh, served, vector
 
 DOCUMENTS = ["the river", "we bake bread", {"text": "bread in the oven"}]
 
@@ -303,6 +303,43 @@ async def test_answers_that_make_no_sense(http: aiohttp.ClientSession, backend: 
         assert (status, answer["error"]["code"]) == (500, "runtime_failed")
     with pytest.raises(ValueError, match="2 results"):
         results_from_wire(b"\x91\x01", 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "raised", "param"),
+    [
+        ("/v1/embeddings", {"input": ["a"]}, "texts.7", "input.7"),
+        ("/api/embeddings", {"prompt": "a"}, "texts.0", None),
+        ("/api/v1/inference/embeddings", {"text": ["a"]}, "texts.7", None),
+        ("/v1/pipelines/fill-mask", {"inputs": ["a"]}, "texts.7", "inputs.7"),
+        ("/v1/pipelines/fill-mask", {"inputs": ["a"]}, "targets", "parameters.targets"),
+        ("/v1/pipelines/fill-mask", {"inputs": ["a"]}, "model", "model"),
+        ("/v1/pipelines/fill-mask", {"inputs": ["a"]}, None, None),
+        (
+            "/v1/pipelines/question-answering",
+            {"inputs": {"question": "a", "context": "b"}},
+            "questions.7",
+            "inputs.7",
+        ),
+    ],
+)
+async def test_errors_name_the_fields_of_the_request(
+    http: aiohttp.ClientSession,
+    backend: MemoryMesh,
+    path: str,
+    body: dict[str, Any],
+    raised: str | None,
+    param: str | None,
+) -> None:
+    backend.nodes_by_model["m"] = failing(InvalidRequest("no", param=raised))
+    status, answer = await post(http, path, model="m", **body)
+    assert status == 400
+    if path.startswith("/v1/"):
+        assert answer["error"]["param"] == param
+    elif "inference" in path:
+        assert answer["error"]["param"] == "text.7"
+    else:
+        assert answer["param"] == "prompt.0"
 
 
 # --- shares ----------------------------------------------------------------------------------

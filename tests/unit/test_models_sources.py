@@ -148,6 +148,24 @@ class TestDescribe:
             ({"architectures": ["BertForMaskedLM"]}, ("embedding", "fill-mask")),
             ({"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta"}, ("embedding",)),
             ({"model_type": "modernbert"}, ("embedding",)),
+            (
+                {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}},
+                ("rerank",),
+            ),
+            (
+                {
+                    "architectures": ["DebertaV2ForSequenceClassification"],
+                    "id2label": {"0": "ENTAILMENT", "1": "not"},
+                },
+                ("text-classification", "zero-shot-classification"),
+            ),
+            ({"architectures": ["BertForSequenceClassification"]}, ("text-classification",)),
+            ({"architectures": ["RobertaForTokenClassification"]}, ("token-classification",)),
+            ({"architectures": ["BertForQuestionAnswering"]}, ("question-answering",)),
+            (
+                {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"},
+                ("text2text-generation",),
+            ),
         ],
     )
     def test_kinds_by_architecture(self, tmp_path: Path, config: Any, kinds: Any) -> None:
@@ -158,6 +176,8 @@ class TestDescribe:
         [
             {"architectures": ["ViTModel"], "model_type": "vit"},
             {"architectures": ["EncodecModel"]},
+            {"architectures": ["LayoutLMForTokenClassification"], "model_type": "layoutlm"},
+            {"architectures": ["HubertForSequenceClassification"], "model_type": "hubert"},
             {"architectures": []},
             {"architectures": "LlamaForCausalLM"},
             {},
@@ -196,6 +216,8 @@ class TestDescribe:
         assert describe(ModelSpec("m", str(TINY_CHAT), kinds=("embedding",))).kinds == (
             "embedding",
         )
+        asked = ("embedding", "feature-extraction")
+        assert describe(ModelSpec("m", str(TINY_EMBED), kinds=asked)).kinds == asked
         with pytest.raises(ConfigError, match="cannot serve completion; it can serve embedding"):
             describe(ModelSpec("m", str(TINY_EMBED), kinds=("completion",)))
         folder = write_model(tmp_path, architectures=["LlamaForCausalLM"])

@@ -37,7 +37,15 @@ import torch
 import transformers
 
 from tests.models.make_tiny_rerank import CHECKS
-from tests.models.random_heads import NER, NLI, SENTIMENT, TINY_RERANK, make_bert
+from tests.models.random_heads import (
+    FAMILIES,
+    NER,
+    NLI,
+    SENTIMENT,
+    TINY_RERANK,
+    make_bert,
+    make_family,
+)
 
 TEXTS = ["we bake bread in the oven", "a", "my python code is new and i compile it", "soup"]
 
@@ -196,6 +204,21 @@ class TestRerank:
             runtime.close()
         with pytest.raises(WorkerCrashed):
             await scores(runtime, "soup", "bread")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_padding_changes_nothing_in_other_families(tmp_path: Path, family: str) -> None:
+    runtime = load(make_family(tmp_path, family))
+    try:
+        documents = ["soup", "we bake bread in the oven " * 5, "the team"]
+        together = await scores(runtime, "a recipe", *documents, raw=True)
+        alone = [await scores(runtime, "a recipe", each, raw=True) for each in documents]
+        assert numpy.allclose(together, numpy.concatenate(alone), atol=1e-4)
+        assert len(set(together.tolist())) == 3
+        full = await scores(runtime, "a recipe", "bread " * 100, truncate=True)
+        assert numpy.isfinite(full).all()  # to the very last position that it has
+    finally:
+        runtime.close()
 
 
 class TestTextClassification:

@@ -140,11 +140,13 @@ async def embed(
     dimensions: int | None = None,
     *,
     packed: bool = False,
+    field: str = "input",
 ) -> tuple[list[str], int]:
     """Embed texts; return each one's vector as :func:`written`, and the tokens of all.
 
-    Many texts are shared by the devices that can take some. Raises
-    :class:`~blip.errors.BlipError`; errors name a text by its number in the request.
+    ``field`` is where the texts stand in the request. Many texts are shared by the devices that
+    can take some. Raises :class:`~blip.errors.BlipError`; errors name a text by its number in the
+    request.
     """
 
     def make(part: range) -> EmbeddingInput:
@@ -155,7 +157,9 @@ async def embed(
     parts = shares.start(exchange, EMBEDDING, model, costs, make)
     vectors: list[str] = []
     tokens = 0
-    for part, (_, answer) in zip(parts, await exchange.results(), strict=True):
+    for part, (_, answer) in zip(
+        parts, await shares.results(exchange, {"texts": field}), strict=True
+    ):
         vectors += await written(answer.payload, len(part), packed=packed)
         tokens += answer.usage.get("prompt_tokens", 0)
     return vectors, tokens

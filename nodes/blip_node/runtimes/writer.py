@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from blip.errors import InvalidRequest, ModelLoadFailed
+from blip.errors import BlipError, InvalidRequest, ModelLoadFailed
 from blip.kinds.pipelines import Text2TextInput, results_to_wire
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
 from blip_node.runtimes.batching import batches
@@ -50,7 +50,7 @@ class Writer:
             self._lane.first(self._warm)
         except Exception as error:
             self._lane.close()
-            if is_out_of_memory(error):
+            if isinstance(error, BlipError) or is_out_of_memory(error):
                 raise failure(error) from error
             raise ModelLoadFailed(f"it cannot write a text: {error}") from error
         report(1.0)

@@ -78,7 +78,8 @@ async def create(exchange: Exchange, body: EmbedRequest) -> web.StreamResponse:
 
 async def create_one(exchange: Exchange, body: OldEmbedRequest) -> web.StreamResponse:
     """Embed one text, as Ollama had it first; /api/embed takes several."""
-    (vector,), _ = await embed(exchange, served_name(exchange, body.model), [body.prompt])
+    model = served_name(exchange, body.model)
+    (vector,), _ = await embed(exchange, model, [body.prompt], field="prompt")
     return web.Response(text=f'{{"embedding":{vector}}}', content_type="application/json")
 
 

@@ -59,7 +59,8 @@ class Vectors(Finished):
 
 async def create(exchange: Exchange, body: VectorsRequest) -> web.StreamResponse:
     """Embed texts, with BitingLip's envelope around the vectors."""
-    vectors, _ = await embed(exchange, body.model, body.texts())
+    field = "input" if body.text is None else "text"
+    vectors, _ = await embed(exchange, body.model, body.texts(), field=field)
     view = Vectors(
         result=VectorsResult(
             embeddings=[], dimensions=vectors[0].count(",") + 1, model_used=body.model

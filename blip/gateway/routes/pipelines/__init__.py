@@ -125,6 +125,21 @@ ELSEWHERE = {
     "text-to-audio": "POST /v1/audio/speech",
     "text-to-image": "POST /v1/images/generations",
     "text-to-speech": "POST /v1/audio/speech",
+    "zero-shot-image-classification": "POST /v1/vision/classify",
+    "zero-shot-object-detection": "POST /v1/vision/detect",
+}
+
+
+#: What the fields of the tasks' inputs are called in requests.
+FIELDS = {
+    "texts": "inputs",
+    "questions": "inputs",
+    "contexts": "inputs",
+    "template": "parameters.hypothesis_template",
+    "source": "parameters.src_lang",
+    "target": "parameters.tgt_lang",
+    "targets": "parameters.targets",
+    "min_new_tokens": "parameters.min_new_tokens",
 }
 
 
@@ -190,7 +205,9 @@ def handler_of(task: Task) -> OperationHandler:
         results: list[Any] = []
         counts = {"prompt_tokens": 0, "completion_tokens": 0, "truncated": 0}
         try:
-            for part, (_, answer) in zip(parts, await exchange.results(), strict=True):
+            for part, (_, answer) in zip(
+                parts, await shares.results(exchange, FIELDS), strict=True
+            ):
                 found = results_from_wire(answer.payload, len(part))
                 results += map(task.answer.result, found)
                 for name in counts:

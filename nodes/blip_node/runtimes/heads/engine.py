@@ -51,7 +51,9 @@ class HeadEngine(Rows):
         self._heads = heads
         self._device = spec.device
         self._pad = tokenizer.pad_token_id or 0
-        self._types = "token_type_ids" in tokenizer.model_input_names
+        # a tokenizer of no particular class offers them to models that know one type, or none
+        known = getattr(model.config, "type_vocab_size", None) or 0
+        self._types = "token_type_ids" in tokenizer.model_input_names and known > 1
         if getattr(model.config, "pad_token_id", None) is None:
             model.config.pad_token_id = self._pad  # decoders look for the last token before it
 

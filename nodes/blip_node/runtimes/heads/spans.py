@@ -62,17 +62,14 @@ class Spans:
                     param=f"questions.{at + value.first}",
                 )
             stride = min(value.stride, room // 2)
-            for start, text in self._fitting(context, question, room, stride):
-                encoding, _ = reader.read(at + value.first, question, text, field="contexts")
+            for start, text in reader.windows(context, room, stride):
+                # a window that begins within a word may have a token more than it had in the
+                # whole; what it loses at its end is in the next one, too
+                encoding, _ = reader.read(
+                    at + value.first, question, text, truncate=True, cut="pair", field="contexts"
+                )
                 rows.append(Row(self, encoding, _Window(at, start)))
         return Read(rows)
-
-    def _fitting(
-        self, context: str, question: str, room: int, stride: int
-    ) -> list[tuple[int, str]]:
-        # a window that begins within a word may be a few tokens more than it was in the whole
-        spare = 0 if self._reader.length(question, context) <= self._reader.context else 4
-        return self._reader.windows(context, max(LEAST_CONTEXT, room - spare), stride)
 
     def pick(self, output: Any, at: int, row: Row) -> Any:
         """Return [2, tokens]: the logits of being an answer's first token, and its last."""
