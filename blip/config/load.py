@@ -71,7 +71,9 @@ def load(
     path = find_file(file, env) if file or search else None
     layers: list[tuple[Key, Any, str]] = []
     if path is not None:
-        layers += ((key, value, str(path)) for key, value in _flatten(_read(path)))
+        layers += (
+            (key, _beside(path, key, value), str(path)) for key, value in _flatten(_read(path))
+        )
     layers += _from_environment(env)
     for name, value in (overrides or {}).items():
         key = parse_key(name)
@@ -196,6 +198,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _beside(path: Path, key: Key, value: Any) -> Any:
+    """Return the source of a model as an absolute path if it lies beside the file that names it.
+
+    A configuration and the models beside it can so be used from any working directory.
+    """
+    if len(key) == 3 and key[0] == "models" and key[2] == "source" and isinstance(value, str):
+        place = path.parent / value
+        if value and place.exists():
+            return str(place.resolve())
+    return value
 
 
 def _flatten(tree: Mapping[str, Any]) -> Iterator[tuple[Key, Any]]:

@@ -342,7 +342,8 @@ class ModelConfig(Section):
 
     source: str = Field(
         min_length=1,
-        description="Where its files are: a folder, a .gguf file, `hf:org/name[@revision]`, "
+        description="Where its files are: a folder or a .gguf file (beside this file, or from the "
+        "working directory), `hf:org/name[@revision]`, "
         "`package:distribution[/path]` for weights that an installed Python package ships, "
         "`openai:UPSTREAM/model` for one of an engine in `[upstreams]`, or `builtin:echo`.",
     )
