@@ -71,7 +71,9 @@ def load(
     path = find_file(file, env) if file or search else None
     layers: list[tuple[Key, Any, str]] = []
     if path is not None:
-        layers += ((key, value, str(path)) for key, value in _flatten(_read(path)))
+        layers += (
+            (key, _beside(path, key, value), str(path)) for key, value in _flatten(_read(path))
+        )
     layers += _from_environment(env)
     for name, value in (overrides or {}).items():
         key = parse_key(name)
@@ -196,6 +198,24 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+#: Settings of a model that say where files are.
+_SOURCES = ("source", "loras", "controlnets")
+
+
+def _beside(path: Path, key: Key, value: Any) -> Any:
+    """Return the sources of a model as absolute paths if they lie beside the file that names them.
+
+    A configuration and the models beside it can so be used from any working directory.
+    """
+    if len(key) != 3 or key[0] != "models" or key[2] not in _SOURCES:
+        return value
+    if isinstance(value, dict):
+        return {name: _beside(path, key, source) for name, source in value.items()}
+    if isinstance(value, str) and value and (path.parent / value).exists():
+        return str((path.parent / value).resolve())
+    return value
 
 
 def _flatten(tree: Mapping[str, Any]) -> Iterator[tuple[Key, Any]]:

@@ -392,7 +392,8 @@ class ModelConfig(Section):
 
     source: str = Field(
         min_length=1,
-        description="Where its files are: a folder, a .gguf or .onnx file, "
+        description="Where its files are: a folder, a .gguf or .onnx file (beside this file, or from "
+        "the working directory), "
         "`hf:org/name[@revision]`, `package:distribution[/path]` for weights that an installed "
         "Python package ships, `openai:UPSTREAM/model` for one of an engine in `[upstreams]`, "
         "`plugin:NAME`, `plugin:module:Class` or "

@@ -25,7 +25,7 @@ from blip.gateway.routes.original.embeddings import VectorsRequest
 from blip.gateway.routes.original.text import TextGenerationRequest
 from blip.gateway.routes.pipelines.requests import (
     QuestionAnsweringRequest,
-    TranslationRequest,
+    TextTranslationRequest,
     ZeroShotRequest,
 )
 from blip.gateway.routes.rerank import RerankRequest
@@ -124,7 +124,7 @@ ROUTES: list[tuple[str, type[Request], Tasks, dict[str, Any]]] = [
     ),
     (
         "text2text-generation",
-        TranslationRequest,
+        TextTranslationRequest,
         lambda body: [body.task(range(len(body.costs())))],
         {"model": "m", "inputs": "x"},
     ),

@@ -27,14 +27,17 @@ def demo(
         int | None,
         typer.Option("--port", "-p", min=1, max=65535, help="That port instead.", metavar="PORT"),
     ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where what it makes goes.")
+    ] = Path("demo-output"),
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show what the roles log.")
     ] = False,
 ) -> int:
-    """Try a mesh of two nodes and check its answers."""
+    """Try a mesh of two nodes: chat, embed, paint, caption, speak, transcribe, and check it all."""
     from blip.cli import demo
 
-    return demo.demo(keep=keep, port=port, stream=verbose)
+    return demo.demo(keep=keep, port=port, stream=verbose, folder=out)
 
 
 @app.command()
