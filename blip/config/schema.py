@@ -392,12 +392,11 @@ class ModelConfig(Section):
 
     source: str = Field(
         min_length=1,
-        description="Where its files are: a folder, a .gguf or .onnx file (beside this file, or from "
-        "the working directory), "
-        "`hf:org/name[@revision]`, `package:distribution[/path]` for weights that an installed "
-        "Python package ships, `openai:UPSTREAM/model` for one of an engine in `[upstreams]`, "
-        "`plugin:NAME`, `plugin:module:Class` or "
-        "`plugin:file.py:Class` for a kind of your own, or `builtin:echo`.",
+        description="Where its files are: a folder, a .gguf or .onnx file (beside this file, or "
+        "from the working directory), `hf:org/name[@revision]`, `package:distribution[/path]` for "
+        "weights that an installed Python package ships, `openai:UPSTREAM/model` for one of an "
+        "engine in `[upstreams]`, `plugin:NAME`, `plugin:module:Class` or `plugin:file.py:Class` "
+        "for a kind of your own, or `builtin:echo`.",
     )
     kinds: list[str] = Field(
         default_factory=list, description="What it is for. Empty: what its files say."

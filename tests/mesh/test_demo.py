@@ -38,7 +38,7 @@ def start(tmp_path: Path) -> subprocess.Popen[str]:
     # models go where they always go: converting one takes half a minute, once a machine
     environment = {**os.environ, "TMPDIR": str(tmp_path), "BLIP_GATEWAY__PORT": "nonsense"}
     return subprocess.Popen(
-        [sys.executable, "-m", "blip", "demo"],
+        [sys.executable, "-m", "blip", "demo", "--out", str(tmp_path / "made")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -57,6 +57,11 @@ def test_demo(tmp_path: Path) -> None:
     assert set(re.findall(r"^  \[(\S+?)[;\]]", out, re.MULTILINE)) <= nodes
     related, unrelated = map(float, re.findall(r"(?:cosine of|of) 1 and [23]: ([\d.]+)", out))
     assert related > 0.4 > unrelated
+    # what was painted is seen, and what was spoken is heard
+    assert "  a large red heart on a white background\n" in out
+    assert "fox jumps over the lazy dog" in out.rpartition("transcription")[2]
+    made = tmp_path / "made"
+    assert sorted(file.name for file in made.iterdir()) == ["fox.wav", "heart.png", "index.html"]
     assert not list(tmp_path.glob("blip-demo-*"))
 
 

@@ -123,6 +123,22 @@ def test_search_order(tmp_path: Path) -> None:
     assert find_file(asked, {"BLIP_CONFIG": str(named)}) == asked
 
 
+def test_files_beside_the_configuration_are_found_from_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "etc" / "models" / "toy").mkdir(parents=True)
+    (tmp_path / "etc" / "ink.safetensors").touch()
+    file = write(
+        tmp_path / "etc" / "mesh.toml",
+        '[models.toy]\nsource = "models/toy"\nloras = { ink = "ink.safetensors", far = "hf:a/b" }\n'
+        '[models.echo]\nsource = "builtin:echo"\n[models.other]\nsource = "not/there"\n',
+    )
+    models = load(file, env={}).config.models
+    assert models["toy"].source == str(tmp_path / "etc" / "models" / "toy")
+    assert models["toy"].loras["ink"] == str(tmp_path / "etc" / "ink.safetensors")
+    assert models["toy"].loras["far"] == "hf:a/b"
+    assert models["echo"].source == "builtin:echo"
+    assert models["other"].source == "not/there"  # from the working directory, if anywhere
+
+
 def test_no_search() -> None:
     write(Path("blip.toml"), "[gateway]\nport = 1\n")
     assert load(env={}).config.gateway.port == 1

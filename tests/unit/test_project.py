@@ -258,8 +258,9 @@ def test_everything_that_is_asked_for_is_pinned() -> None:
 def test_the_demos_packages_are_pinned() -> None:
     settings = tomllib.loads((ROOT / "configs" / "demo.toml").read_text(encoding="utf-8"))
     sources = [model["source"].partition(":") for model in settings["models"].values()]
-    packages = {normal(rest) for scheme, _, rest in sources if scheme == "package"}
-    assert packages <= set(pins("demo-models.txt"))
+    named = [rest.split("+") for scheme, _, rest in sources if scheme == "package"]
+    packages = {normal(part) for parts in named for part in parts}
+    assert packages == set(pins("demo-models.txt"))
 
 
 # --- commands -------------------------------------------------------------------------------
