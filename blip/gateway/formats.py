@@ -41,6 +41,7 @@ class ResponseFormat(Typed):
     """What the answer looks like."""
 
     noun: ClassVar[str] = "formats"
+    hint: ClassVar[str] = "Send text, json_object or json_schema."
 
     type: str
     """text, json_object, or json_schema."""

@@ -84,6 +84,13 @@ class Content(NamedTuple):
     text: str
     pictures: list[ChatPicture]
 
+    def introduced(self, text: str) -> Content:
+        """Return this with a text before its first, on the same line."""
+        moved = [
+            picture.model_copy(update={"at": picture.at + len(text)}) for picture in self.pictures
+        ]
+        return Content(text + self.text, moved)
+
     def followed(self, more: Content) -> Content:
         """Return this and then that, as one."""
         moved = [

@@ -121,7 +121,7 @@ class Block(ContentBlock):
         given = self._with(at, "tool_use_id")
         found = contents(given.content or "", at + "content")
         if self.is_error:
-            found = Content("Error:", []).followed(found)
+            found = found.introduced("Error: ")
         return ChatMessage(
             role="tool",
             content=found.text,

@@ -135,6 +135,7 @@ class FormatConfig(Typed):
     """A form that the text keeps to."""
 
     noun: ClassVar[str] = "formats"
+    hint: ClassVar[str] = "Send text, json_object or json_schema."
 
     type: str
     """text, json_object, or json_schema."""
