@@ -118,7 +118,7 @@ class TestShards:
 
     def index(self, folder: Path, *names: Any) -> Path:
         weight_map = {f"tensor{n}": name for n, name in enumerate(names)}
-        (folder / weights.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         return folder
 
     def test_several_files_are_summed(self, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ class TestShards:
 
     @pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {}}'])
     def test_an_index_without_a_map(self, tmp_path: Path, content: str) -> None:
-        (tmp_path / weights.INDEX).write_text(content)
+        (tmp_path / "model.safetensors.index.json").write_text(content)
         with pytest.raises(ModelLoadFailed, match="no weight_map"):
             weights.shards(tmp_path)
 
