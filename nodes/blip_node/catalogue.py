@@ -13,8 +13,9 @@ from blip.errors import BlipError, ConfigError, ModelNotFound
 from blip.protocol import messages
 from blip_node.footprints import Footprints
 from blip_node.gauge import CONTEXT_BYTES
+from blip_node.models.description import Description
 from blip_node.models.means import LIBRARIES, Ground, Means, settle
-from blip_node.models.snapshot import Description, describe
+from blip_node.models.snapshot import describe
 from blip_node.models.spec import Fileless, ModelSpec, parse_source
 from blip_node.runtimes.decoding.capacity import cache_tokens
 

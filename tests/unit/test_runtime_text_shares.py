@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blip_node.catalogue import CPU_BYTES, SLOTS, Entry
-from blip_node.models.snapshot import Description
+from blip_node.models.description import Description
 from blip_node.models.spec import ModelSpec
 from blip_node.runtimes.decoding import share
 from blip_node.runtimes.decoding.capacity import (

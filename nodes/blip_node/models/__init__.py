@@ -6,9 +6,10 @@ them (converting a GGUF file) runs in a process of its own.
 
 from __future__ import annotations
 
+from blip_node.models.description import Description
 from blip_node.models.find import found
 from blip_node.models.prepare import prepare
-from blip_node.models.snapshot import Description, describe, locate
+from blip_node.models.snapshot import describe, locate
 from blip_node.models.spec import ModelSpec
 
 __all__ = ["Description", "ModelSpec", "describe", "found", "locate", "prepare"]
