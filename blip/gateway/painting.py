@@ -269,7 +269,9 @@ async def paint(
 ) -> web.StreamResponse:
     """Run the tasks and answer with their pictures; ``what`` names the events of a stream."""
     asked = tasks[0]  # the others differ in their seeds only
-    texts, pictures = {"prompt": asked.prompt}, {"image": asked.image}
+    texts = {"prompt": asked.prompt}
+    followed = None if asked.control is None else asked.control.image
+    pictures = {"image": asked.image, "control": followed}
     await admit(exchange, texts, pictures, streams=bool(body.stream))
     exchange.start(IMAGE, body.model, tasks)
     if body.stream:

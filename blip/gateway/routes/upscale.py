@@ -11,12 +11,13 @@ from typing import Annotated, Any, ClassVar
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from blip.errors import InvalidRequest
+from blip.errors import InvalidRequest, PolicyViolation
 from blip.gateway.api import Operation
 from blip.gateway.events import send_events
 from blip.gateway.exchange import Exchange, News
 from blip.gateway.fields import Ignored, Refused
 from blip.gateway.form import File, FormRequest
+from blip.gateway.guard import admit, release
 from blip.gateway.mesh import Answer
 from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.kinds.image import step_from_wire
@@ -140,10 +141,13 @@ async def enhance(exchange: Exchange, body: ImageEnhanceRequest) -> web.StreamRe
 async def _answer(
     exchange: Exchange, body: _PictureRequest, scale: float | None
 ) -> web.StreamResponse:
-    exchange.start(UPSCALE, body.model, [body.task(scale)])
+    task = body.task(scale)
+    await admit(exchange, {}, {"image": task.image}, streams=bool(body.stream))
+    exchange.start(UPSCALE, body.model, [task])
     if body.stream:
         return await send_events(exchange, _Events(body).render)
     ((_, answer),) = await exchange.results()
+    await release(exchange, [answer.payload])
     return web.Response(
         text=f'{{"created":{int(time.time())},"output_format":"{body.format}",'
         f'"size":"{_size(answer)}","data":[{{"b64_json":"{_base64(answer)}"}}]}}',
@@ -189,7 +193,7 @@ def _operation(name: str, handler: Any, summary: str, body: Any, example: Any) -
         answer=Upscaled,
         task=True,
         event=UpscaleEvent,
-        errors=TEXT_FAILURES,
+        errors=(*TEXT_FAILURES, PolicyViolation),
         example=example,
     )
 
