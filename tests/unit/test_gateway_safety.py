@@ -313,7 +313,7 @@ async def test_videos_whose_frames_were_to_be_checked_are_refused() -> None:
 @pytest.mark.parametrize(
     ("module", "path", "model"),
     [
-        ("blip.gateway.painting", "/v1/images/generations", "toy-shapes"),
+        ("blip.gateway.painted", "/v1/images/generations", "toy-shapes"),
         ("blip.gateway.routes.videos", "/v1/videos", "wan"),
     ],
 )
