@@ -72,6 +72,11 @@ class Description:
     largest_share: float = 1.0
     tile_share: float = 1.0
     pipeline: bool = False
+    #: Of a pipeline: weights of LoRAs and ControlNets, which stay as they are and where they are
+    #: whatever is done to the others.
+    added: Mapping[str, int] = field(default_factory=dict)
+    #: Whether fewer bits a weight can be made of it.
+    quantizes: bool = True
     #: Bytes of weights that are computed as they are stored: a GGUF file's, in llama.cpp.
     packed: int = 0
     #: Tasks that it runs at once, where that is not what others of its kinds do.
@@ -85,12 +90,12 @@ class Description:
     @property
     def parameters(self) -> int:
         """Number of weights as stored; packed (quantised) formats count their packed numbers."""
-        return sum(self.counts.values())
+        return sum(self.counts.values()) + sum(self.added.values())
 
     @property
     def bytes(self) -> int:
         """Bytes of the weights as stored (of a GGUF: as they will be stored once converted)."""
-        return weights.stored_bytes(self.counts)
+        return weights.stored_bytes(self.counts) + weights.stored_bytes(self.added)
 
     def load_bytes(
         self, dtype: str = "auto", device: str = "cuda", means: Means | None = None
@@ -98,15 +103,16 @@ class Description:
         """Return the bytes that the weights take on a device in a dtype, by settled ``means``."""
         if self.packed:
             return self.packed
-        size = weights.loaded_bytes(self.counts, self._dtype(dtype, device))
+        loaded = self._dtype(dtype, device)
+        size, added = (weights.loaded_bytes(each, loaded) for each in (self.counts, self.added))
         if means is None:
-            return size
+            return size + added
         if means.quantization != "none":
-            size = min(size, self.parameters * BITS[means.quantization] // 8)
+            size = min(size, sum(self.counts.values()) * BITS[means.quantization] // 8)
         if means.offload != "none":
             share = self.largest_share * (GROUP_SHARE if means.offload == "group" else 1.0)
             size = round(size * share)
-        return size
+        return size + added
 
     def cache_bytes(self, tokens: int, dtype: str = "auto", device: str = "cuda") -> int:
         """Return the bytes of a key-value cache of that many tokens."""
@@ -284,7 +290,8 @@ def _describe_pipeline(spec: ModelSpec, folder: Path) -> Description:
         _kinds(spec, pipeline.kinds(architecture), architecture),
         path=str(folder),
         architecture=architecture,
-        counts=weights.summed([*counts.values(), weights.total_counts(added)]),
+        counts=weights.summed(counts.values()),
+        added=weights.total_counts(added),
         activations=pipeline.activation_elements(folder),
         largest_share=max(sizes) / max(1, sum(sizes)),
         tile_share=pipeline.tile_share(folder),
@@ -337,6 +344,16 @@ def _check_means(spec: ModelSpec) -> None:
             f"model '{spec.name}': {asked[0]} is for pipelines of diffusers, and this is none",
             hint="Leave it out; 'quantization' makes models of every sort smaller.",
             param=asked[0],
+        )
+
+
+def _check_bits(spec: ModelSpec, what: str) -> None:
+    """Raise :class:`~blip.errors.ConfigError` if fewer bits are asked of what has them fixed."""
+    if spec.means.quantization not in ("none", "auto"):
+        raise ConfigError(
+            f"model '{spec.name}': {what}",
+            hint="Leave 'quantization' out, and choose the file with the bits you want.",
+            param="quantization",
         )
 
 
@@ -397,12 +414,8 @@ def _describe_gguf(spec: ModelSpec, path: Path) -> Description:
     }
     own = positive(header.of_model("context_length"))
     packed = spec.runtime == "llama.cpp"
-    if packed and spec.means.quantization not in ("none", "auto"):
-        raise ConfigError(
-            f"model '{spec.name}': a GGUF file that llama.cpp runs is quantised already",
-            hint="Leave 'quantization' out, and choose the file with the bits you want.",
-            param="quantization",
-        )
+    if packed:
+        _check_bits(spec, "a GGUF file that llama.cpp runs is quantised already")
     return Description(
         spec.name,
         spec.source,
@@ -412,12 +425,15 @@ def _describe_gguf(spec: ModelSpec, path: Path) -> Description:
         counts={CONVERTED_DTYPE: header.parameters},
         context=fit_context(spec.context, own, spec.name),
         cache_elements=_cache_elements(shape),
+        quantizes=not packed,
         packed=path.stat().st_size if packed else 0,
         convert=True,
     )
 
 
 def _describe_piper(spec: ModelSpec, path: Path) -> Description:
+    _check_means(spec)
+    _check_bits(spec, "a voice of Piper runs as it was exported, and is not quantised here")
     voice = piper.read_voice(path)
     return Description(
         spec.name,
@@ -427,6 +443,7 @@ def _describe_piper(spec: ModelSpec, path: Path) -> Description:
         architecture=f"piper {voice.language}".rstrip(),
         # all but a few kilobytes of such a file are weights, and voices are stored in float32
         counts={"F32": path.stat().st_size // 4},
+        quantizes=False,
     )
 
 
