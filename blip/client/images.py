@@ -11,7 +11,7 @@ import aiohttp
 
 from blip.client.answers import ImageAnswer, pictures_from
 from blip.client.connection import Connection, body_of
-from blip.client.options import Require, task_headers
+from blip.client.options import Require, refuse_addresses, task_headers
 from blip.errors import InvalidRequest
 
 
@@ -44,12 +44,7 @@ class ImageClient(Connection):
         ``guidance_scale``, ``seed``, ``scheduler``, ``strength``, ``output_format``,
         ``output_compression``).
         """
-        if options.get("response_format") not in (None, "b64_json"):
-            raise InvalidRequest(
-                "pictures come as the bytes of their files here",
-                hint="Ask the route itself for addresses.",
-                param="response_format",
-            )
+        refuse_addresses(options)
         headers = task_headers(priority, deadline, require)
         chosen = [{"name": name, "weight": weight} for name, weight in (loras or {}).items()]
         guide = dict(control) if control else None

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from blip.errors import InvalidRequest
 from blip.protocol import constraints
 
 #: What the device must be: a map, or text as on the command line.
@@ -31,3 +32,13 @@ def task_headers(
         # as JSON: it has no characters that a header could not carry
         headers["X-Blip-Require"] = json.dumps(checked, separators=(",", ":"))
     return headers
+
+
+def refuse_addresses(options: Mapping[str, Any]) -> None:
+    """Raise :class:`~blip.errors.InvalidRequest` for a wish to have the address of a picture."""
+    if options.get("response_format") not in (None, "b64_json"):
+        raise InvalidRequest(
+            "pictures come as the bytes of their files here",
+            hint="Ask the route itself for addresses.",
+            param="response_format",
+        )

@@ -11,7 +11,7 @@ import aiohttp
 
 from blip.client.answers import Origin
 from blip.client.connection import Connection, body_of
-from blip.client.options import Require, task_headers
+from blip.client.options import Require, refuse_addresses, task_headers
 from blip.errors import InternalError
 
 
@@ -65,6 +65,7 @@ class UpscaleClient(Connection):
     async def _better(
         self, what: str, fields: dict[str, Any], image: bytes, headers: dict[str, str]
     ) -> UpscaleAnswer:
+        refuse_addresses(fields)
         form = aiohttp.FormData({name: str(value) for name, value in fields.items()})
         form.add_field("image", image, filename="image")
         body, origin = await self._json("POST", f"/v1/images/{what}", form, headers)

@@ -137,15 +137,9 @@ class Exchange:
     def start(self, kind: Kind, model: str, inputs: Iterable[TaskInput]) -> None:
         """Start one task an input.
 
-        Raises what :meth:`Mesh.call` raises, and :class:`~blip.errors.NotPermitted`.
+        Raises what :meth:`Mesh.call` and :meth:`allow` raise.
         """
-        self.permit(kind.name, model)
-        policy = self.policy
-        if policy is not None and policy.guards(kind.name) and not self.admitted:
-            raise Unavailable(
-                f"This route does not check '{kind.name}' against the policy for this API key, and "
-                "is therefore closed to it."
-            )
+        self.allow(kind.name, model)
         self.kind, self.model = kind.name, model
         for value in inputs:
             self.calls.append(self.gateway.mesh.call(kind, model, value, self.options))
@@ -163,6 +157,20 @@ class Exchange:
         policy = self.policy
         if policy is not None:
             policy.permit(kind, model)
+
+    def allow(self, kind: str, model: str) -> None:
+        """Check that a task may start as far as the policy for who asks goes.
+
+        Raises :class:`~blip.errors.NotPermitted`, and ``Unavailable`` for a kind that the policy
+        must have looked at and has not: see :mod:`blip.gateway.guard`.
+        """
+        self.permit(kind, model)
+        policy = self.policy
+        if policy is not None and policy.guards(kind) and not self.admitted:
+            raise Unavailable(
+                f"This route does not check '{kind}' against the policy for this API key, and "
+                "is therefore closed to it."
+            )
 
     async def results(self) -> list[Result]:
         """Wait for all calls; raises the error of the first that fails."""

@@ -15,6 +15,7 @@ from dataclasses import replace
 from blip.errors import (
     BlipError,
     InvalidRequest,
+    NotPermitted,
     PolicyViolation,
     RuntimeFailed,
     Unavailable,
@@ -32,12 +33,15 @@ async def admit(
     pictures: Mapping[str, bytes | None] | None = None,
     *,
     streams: bool = False,
+    films: bool = False,
 ) -> None:
     """Let a request through, or raise why not.
 
     ``texts`` and ``pictures`` are what it says, by field; ``streams`` says that the
-    route shows unfinished results, which nobody could look at first.
-    Raises :class:`~blip.errors.PolicyViolation`, and ``Unavailable`` where nothing can be said.
+    route shows results before anybody could look at them, ``films`` that what is made is a video,
+    whose frames no moderation model looks at. Raises :class:`~blip.errors.PolicyViolation`,
+    ``NotPermitted`` for a video whose pictures were to be checked, and ``Unavailable`` where
+    nothing can be said.
     """
     policy = exchange.policy
     exchange.admitted = True
@@ -52,6 +56,13 @@ async def admit(
                 param=field,
                 details={"categories": [WORDS], "words": found, "policy": policy.name},
             )
+    if policy.pictures and films:
+        raise NotPermitted(
+            "This API key may have only pictures that were checked, and the frames of a video "
+            "cannot be.",
+            hint="Ask for pictures, or use a key whose policy has 'pictures' off.",
+            details={"policy": policy.name},
+        )
     if policy.pictures and streams:
         raise UnsupportedField(
             "'stream' would show pictures before they are checked, as is done for this API key.",

@@ -11,9 +11,9 @@ from functools import cached_property
 from blip.errors import ConfigError, NotPermitted, Unavailable
 from blip.kinds.moderation import Verdict
 
-#: Kinds that make pictures of what somebody writes: their tasks start only after the policy has
-#: seen what they were asked.
-GUARDED = frozenset({"image", "video"})
+#: Kinds that make pictures, of what somebody writes or sends: their tasks start only after the
+#: policy has seen what they were asked.
+GUARDED = frozenset({"image", "upscale", "video"})
 
 #: Stands for a word of a list among the categories of an error.
 WORDS = "words"

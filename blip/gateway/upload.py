@@ -8,12 +8,18 @@ import re
 
 from blip.errors import InvalidRequest, UnsupportedField
 from blip.kinds.pictures import check_picture
+from blip.protocol.messages import Payload
 
 #: What stands before the content: ``data:image/png;base64,``.
 _DATA = re.compile(r"data:[^,;]{0,200}(?:;[^,;]{0,200})*;base64,", re.IGNORECASE)
 
 #: Whatever else has a scheme: ``https:``, ``file:``, a ``data:`` URL that is not base64.
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+
+
+def encode_file(content: Payload) -> str:
+    """Return a file in base64, as it stands in an answer."""
+    return base64.b64encode(content).decode()
 
 
 def decode_file(text: str, field: str) -> bytes:

@@ -89,7 +89,8 @@ class Entry:
     def settle(self, ground: Ground) -> None:
         """Choose how it is made to fit, by what is known of this node's devices and of itself."""
         self._ground = ground
-        if self.weightless or not self.description.on_disk or self.description.packed:
+        described = self.description
+        if self.weightless or not described.on_disk or not described.quantizes:
             return
 
         def need(means: Means) -> int:

@@ -522,9 +522,10 @@ async def counter(value: PluginInput) -> Work:
 
 
 async def guard(value: ModerationInput) -> Work:
-    """Flag texts by a word, and pictures by their first byte that says red."""
+    """Flag texts by a word, and small pictures that are red."""
+    red = [png(side, side, 250) for side in (8, 16)]
     verdicts = [{"violence": 0.9 if "grumph" in text else 0.1} for text in value.texts]
-    verdicts += [{"violence": 0.8 if png(8, 8, 250) == file else 0.2} for file in value.images]
+    verdicts += [{"violence": 0.8 if file in red else 0.2} for file in value.images]
     yield Answer(
         verdicts_to_wire(
             [Verdict(each, [name for name in each if each[name] > 0.5]) for each in verdicts]

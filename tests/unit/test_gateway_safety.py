@@ -222,15 +222,110 @@ async def test_pictures_are_judged_too() -> None:
         assert len(backend.inputs) == before + 1  # it was not painted over first
 
 
-async def test_a_route_that_forgets_the_policy_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blip.gateway import painting
+def _asked(backend: MemoryMesh) -> list[str]:
+    return [type(value).__name__ for value in backend.inputs]
 
+
+async def test_what_a_control_follows_is_judged() -> None:
+    backend = mesh()
+    async with as_key(backend, settings(prompts=False, pictures=True)) as http:
+        control = {"type": "canny", "image": base64.b64encode(png(8, 8, 250)).decode()}
+        status, answer = await paint(http, "a heart", control=control)
+        assert (status, answer["error"]["param"]) == (400, "control")
+    assert _asked(backend) == ["ModerationInput"]
+
+
+async def test_what_the_bitinglip_face_paints_is_judged() -> None:
+    path = "/api/v1/inference/image-generation"
+    backend = mesh()
+    async with as_key(backend, settings(pictures=True)) as http:
+        asked = {"model": "toy-shapes", "width": 16, "height": 16}
+        assert (await post(http, path, prompt="a heart", seed=1, **asked))[0] == 200
+        status, answer = await post(http, path, text="a grumph", **asked)
+        assert (status, answer["error"]["code"]) == (400, "CONTENT_POLICY_VIOLATION")
+        assert _asked(backend).count("ImageInput") == 1
+        # the memory mesh's seed is the colour
+        status, answer = await post(http, path, prompt="a heart", seed=250, **asked)
+        assert (status, answer["error"]["code"]) == (400, "CONTENT_POLICY_VIOLATION")
+        assert "images" not in json.dumps(answer)
+
+
+async def test_enlarging_is_judged_before_and_after() -> None:
+    backend = mesh()
+
+    async def ask(what: str, grey: int, **fields: str) -> tuple[int, Any]:
+        form = aiohttp.FormData({"model": "swin2sr", **fields})
+        form.add_field("image", png(8, 8, grey), filename="a.png")
+        async with http.post(f"/v1/images/{what}", data=form) as response:
+            return response.status, await response.json()
+
+    async with as_key(backend, settings(pictures=True)) as http:
+        assert (await ask("upscale", 1))[0] == 200
+        assert _asked(backend) == ["ModerationInput", "UpscaleInput", "ModerationInput"]
+        for what in ("upscale", "enhance"):
+            status, answer = await ask(what, 250)
+            assert (status, answer["error"]["param"]) == (400, "image")
+            status, answer = await ask(what, 1, stream="true")
+            assert (status, answer["error"]["param"]) == (400, "stream")
+        assert _asked(backend).count("UpscaleInput") == 1
+
+        async def paints_violence(value: Any) -> Work:
+            yield Answer(png(16, 16, 250), {"width": 16, "height": 16}, 1.0)
+
+        backend.nodes_by_model["swin2sr"] = paints_violence
+        status, answer = await ask("upscale", 1)
+        assert answer["error"]["code"] == "content_policy_violation"
+        assert "that was made" in answer["error"]["message"]
+
+
+async def test_what_is_filmed_is_judged() -> None:
+    backend = mesh()
+    path, asked = "/v1/videos", {"model": "wan", "seed": 1}
+    async with as_key(backend, settings()) as http:
+        status, answer = await post(http, path, prompt="a grumph", **asked)
+        assert (status, answer["error"]["code"]) == (400, "content_policy_violation")
+        backend.nodes_by_model["guard"], guard = dies, backend.nodes_by_model["guard"]
+        assert (await post(http, path, prompt="a heart", **asked))[0] == 503
+        backend.nodes_by_model["guard"] = guard
+        async with http.get(path) as response:
+            assert (await response.json())["data"] == []
+        assert "VideoInput" not in _asked(backend)
+        status, answer = await post(http, path, prompt="a heart", **asked)
+        assert status == 200
+        assert _asked(backend)[-2:] == ["ModerationInput", "VideoInput"]
+    async with as_key(backend, settings(models=("toy-shapes",))) as http:
+        status, answer = await post(http, path, prompt="a heart", **asked)
+        assert (status, answer["error"]["code"]) == (403, "not_permitted")
+
+
+async def test_videos_whose_frames_were_to_be_checked_are_refused() -> None:
+    backend = mesh()
+    async with as_key(backend, settings(prompts=False, pictures=True)) as http:
+        status, answer = await post(http, "/v1/videos", model="wan", prompt="a heart")
+        assert (status, answer["error"]["code"]) == (403, "not_permitted")
+        assert "frames of a video" in answer["error"]["message"]
+        assert answer["error"]["details"] == {"policy": "strict"}
+    assert not backend.inputs
+    async with as_key(backend, settings(prompts=False, pictures=True), "studio") as http:
+        assert (await post(http, "/v1/videos", model="wan", prompt="a heart"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("module", "path", "model"),
+    [
+        ("blip.gateway.painted", "/v1/images/generations", "toy-shapes"),
+        ("blip.gateway.routes.videos", "/v1/videos", "wan"),
+    ],
+)
+async def test_a_route_that_forgets_the_policy_is_closed(
+    monkeypatch: pytest.MonkeyPatch, module: str, path: str, model: str
+) -> None:
     async def forgets(*args: Any, **kwargs: Any) -> None: ...
 
-    monkeypatch.setattr(painting, "admit", forgets)
+    monkeypatch.setattr(f"{module}.admit", forgets)
     backend = mesh()
     async with as_key(backend, settings()) as http:
-        status, answer = await paint(http, "a heart")
+        status, answer = await post(http, path, model=model, prompt="a heart")
         assert status == 503
         assert "closed to it" in answer["error"]["message"]
     assert not backend.calls

@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from blip.errors import ContextTooLong, InvalidRequest, UnsupportedField
 from blip_node.footprints import Footprints
 from blip_node.main import _models
 from blip_node.models import ModelSpec, additions, describe
+from blip_node.models.means import SETTLED, Means
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.environment import WORKER_ENV
 from blip_node.runtimes.image import ImageRuntime
@@ -42,6 +44,10 @@ from tests.models.random_pipelines import FAMILIES, make_pipeline
 TOY = Path(__file__).parents[1] / "models" / "toy-shapes"
 HEART = "a large red heart on a white background"
 QUICK: dict[str, Any] = {"steps": 8, "guidance_scale": 4.0, "seed": 3}
+
+#: Means that change what additions are added to.
+INT8 = replace(SETTLED, quantization="int8")
+OFFLOADED = replace(SETTLED, offload="model")
 
 #: Pickles, cut files and the like, by the name of the LoRA, and what is said of each.
 BROKEN = {
@@ -67,13 +73,13 @@ def square(left: int = 16, right: int = 48) -> Image.Image:
     return picture
 
 
-def load(folder: Path, **sources: dict[str, Path]) -> ImageRuntime:
+def load(folder: Path, means: Means = SETTLED, **sources: dict[str, Path]) -> ImageRuntime:
     runtime = ImageRuntime()
     found: dict[str, Any] = {
         kind: additions.prepare([(name, str(path)) for name, path in named.items()])
         for kind, named in sources.items()
     }
-    runtime.load(LoadSpec("toy", str(folder), "cpu", 1, **found), lambda share: None)
+    runtime.load(LoadSpec("toy", str(folder), "cpu", 1, means=means, **found), lambda share: None)
     return runtime
 
 
@@ -257,9 +263,31 @@ def test_additions_take_memory(folder: Path, toy: ImageRuntime) -> None:
     own = additions.files(loras, nets)
     assert [file.name for file in own] == ["red.safetensors", "diffusion_pytorch_model.safetensors"]
     assert laden.bytes > bare.bytes + own[1].stat().st_size // 2
+    # they stay as they are, and where they are, whatever is done to the model
+    taken = laden.load_bytes(device="cpu") - bare.load_bytes(device="cpu")
+    for means in (INT8, OFFLOADED, replace(SETTLED, offload="group")):
+        less = bare.load_bytes(device="cpu", means=means)
+        assert laden.load_bytes(device="cpu", means=means) - less == taken > 0
     found = additions.prepare([*nets, ("engine", "builtin:echo")])
     assert [bool(each.path) for each in found] == [True, False, False]
     assert "not on this node's disk" in found[1].error
+
+
+@pytest.mark.parametrize(("means", "close"), [(INT8, 30.0), (OFFLOADED, 0.0)])
+async def test_additions_of_a_model_that_is_made_to_fit(
+    folder: Path, toy: ImageRuntime, means: Means, close: float
+) -> None:
+    # on a CPU there is nowhere to put what is not needed: it is as if it had not been said
+    loras = {name: folder / f"{name}.safetensors" for name in ("red", "both")}
+    fitted = load(TOY, means, loras=loras, controlnets={"canny": folder / "canny"})
+    try:
+        plain = await paint(fitted)
+        asked: dict[str, Any] = {"loras": [lora("red")], **control()}
+        with_all = await paint(fitted, **asked)
+        assert distance(with_all, await paint(toy, **asked)) <= close < distance(with_all, plain)
+        assert (await paint(fitted) == plain).all()  # and all of it is gone again
+    finally:
+        fitted.close()
 
 
 def test_configuration() -> None:

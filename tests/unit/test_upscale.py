@@ -264,6 +264,16 @@ async def test_routes(http: aiohttp.ClientSession) -> None:
         assert answer["output_format"] == "png"
 
 
+async def test_a_picture_to_be_fetched(http: aiohttp.ClientSession) -> None:
+    fields = form(response_format="url", output_format="jpeg")
+    async with http.post("/v1/images/upscale", data=fields) as response:
+        (entry,) = (await response.json())["data"]
+    assert list(entry) == ["url"]
+    async with aiohttp.request("GET", entry["url"]) as fetched:
+        assert fetched.content_type == "image/jpeg"
+        assert await fetched.read() == png(16, 8, 9)
+
+
 async def test_stream(http: aiohttp.ClientSession) -> None:
     async with http.post("/v1/images/upscale", data=form(stream="true")) as response:
         assert response.content_type == "text/event-stream"
@@ -283,6 +293,12 @@ async def test_stream(http: aiohttp.ClientSession) -> None:
         ("upscale", {"scale": "0.5"}, "invalid_request", "scale"),
         ("upscale", {"scale": "9"}, "invalid_request", "scale"),
         ("upscale", {"output_compression": "50"}, "invalid_request", "output_compression"),
+        (
+            "upscale",
+            {"response_format": "url", "stream": "true"},
+            "invalid_request",
+            "response_format",
+        ),
         ("upscale", {"face_restore": "true"}, "unsupported_field", "face_restore"),
         ("enhance", {"scale": "2"}, "invalid_request", "scale"),
         ("enhance", {"background_enhance": "true"}, "unsupported_field", "background_enhance"),
@@ -308,6 +324,8 @@ async def test_sdk() -> None:
         assert (await client.enhance("swin2sr", png(8, 4))).size == "8x4"
         with pytest.raises(UnsupportedField, match="face_restore"):
             await client.upscale("swin2sr", png(8, 4), face_restore=True)
+        with pytest.raises(InvalidRequest, match="bytes of their files"):
+            await client.enhance("swin2sr", png(8, 4), response_format="url")
 
         def ask() -> str:
             with Blip(url) as plain:

@@ -13,7 +13,8 @@ from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Refused
 from blip.gateway.form import File, FormRequest
-from blip.gateway.painting import PaintRequest, PictureEvent, Pictures, paint
+from blip.gateway.painted import PictureEvent, Pictures, paint
+from blip.gateway.painting import PaintRequest
 from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.kinds.pictures import check_mask, check_picture
 

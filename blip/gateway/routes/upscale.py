@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import Mapping
@@ -11,14 +10,17 @@ from typing import Annotated, Any, ClassVar
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from blip.errors import InvalidRequest
+from blip.errors import PolicyViolation
 from blip.gateway.api import Operation
 from blip.gateway.events import send_events
 from blip.gateway.exchange import Exchange, News
 from blip.gateway.fields import Ignored, Refused
 from blip.gateway.form import File, FormRequest
+from blip.gateway.guard import admit, release
 from blip.gateway.mesh import Answer
+from blip.gateway.picture_file import PictureFileRequest, size_of
 from blip.gateway.routes.failures import TEXT_FAILURES
+from blip.gateway.upload import encode_file
 from blip.kinds.image import step_from_wire
 from blip.kinds.pictures import PictureFormat, check_picture
 from blip.kinds.upscale import MAX_SCALE, UPSCALE, UpscaleInput
@@ -26,21 +28,12 @@ from blip.kinds.upscale import MAX_SCALE, UPSCALE, UpscaleInput
 _FACES = "No library that blip builds on restores faces."
 
 
-class _PictureRequest(FormRequest):
-    """A picture to make better."""
+class _BetterRequest(PictureFileRequest, FormRequest):
+    """A picture to make better, by a model of the kind upscale."""
 
     files: ClassVar[Mapping[str, File]] = {
         "image": File("The picture: PNG, JPEG or WebP.", required=True)
     }
-
-    model: Annotated[str, Field(min_length=1, max_length=256)]
-    """A name from GET /v1/models, of a model of the kind upscale."""
-    output_format: PictureFormat | None = None
-    """The kind of file; png by default."""
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
-    """Quality of jpeg and webp, 100 the best; 95 by default."""
-    stream: bool | None = None
-    """Whether to send an event after each tile of the picture."""
 
     user: Annotated[str | None, Ignored()] = None
     face_restore: Annotated[Any, Refused(_FACES, False, "false")] = None
@@ -53,17 +46,6 @@ class _PictureRequest(FormRequest):
         """Raise :class:`~blip.errors.InvalidRequest` for what the types alone do not say."""
         super().check(at)
         check_picture(self.upload("image") or b"", "image")
-        if self.output_compression not in (None, 100) and self.format == "png":
-            raise InvalidRequest(
-                "'output_compression' is for jpeg and webp; png loses nothing.",
-                hint="Set 'output_format'.",
-                param=at + "output_compression",
-            )
-
-    @property
-    def format(self) -> PictureFormat:
-        """The kind of file."""
-        return self.output_format or "png"
 
     def task(self, scale: float | None) -> UpscaleInput:
         """Return the input of the task."""
@@ -72,11 +54,11 @@ class _PictureRequest(FormRequest):
             scale=scale,
             progress=bool(self.stream),
             format=self.format,
-            quality=None if self.format == "png" else self.output_compression,
+            quality=self.file_quality,
         )
 
 
-class ImageUpscaleRequest(_PictureRequest):
+class ImageUpscaleRequest(_BetterRequest):
     """A picture to enlarge."""
 
     scale: Annotated[float, Field(ge=1, le=MAX_SCALE)] | None = None
@@ -84,14 +66,15 @@ class ImageUpscaleRequest(_PictureRequest):
     most that."""
 
 
-class ImageEnhanceRequest(_PictureRequest):
+class ImageEnhanceRequest(_BetterRequest):
     """A picture to clean."""
 
 
 class UpscaledPicture(BaseModel):
-    """A file in base64."""
+    """A file in base64, or its address."""
 
-    b64_json: str
+    b64_json: str | None = None
+    url: str | None = None
 
 
 class Upscaled(BaseModel):
@@ -138,37 +121,33 @@ async def enhance(exchange: Exchange, body: ImageEnhanceRequest) -> web.StreamRe
 
 
 async def _answer(
-    exchange: Exchange, body: _PictureRequest, scale: float | None
+    exchange: Exchange, body: _BetterRequest, scale: float | None
 ) -> web.StreamResponse:
-    exchange.start(UPSCALE, body.model, [body.task(scale)])
+    task = body.task(scale)
+    await admit(exchange, {}, {"image": task.image}, streams=bool(body.stream))
+    exchange.start(UPSCALE, body.model, [task])
     if body.stream:
         return await send_events(exchange, _Events(body).render)
     ((_, answer),) = await exchange.results()
+    await release(exchange, [answer.payload])
+    file = await body.shown(exchange, answer)
     return web.Response(
         text=f'{{"created":{int(time.time())},"output_format":"{body.format}",'
-        f'"size":"{_size(answer)}","data":[{{"b64_json":"{_base64(answer)}"}}]}}',
+        f'"size":"{size_of(answer)}","data":[{{{file}}}]}}',
         content_type="application/json",
     )
-
-
-def _size(answer: Answer) -> str:
-    return f"{answer.usage.get('width', 0)}x{answer.usage.get('height', 0)}"
-
-
-def _base64(answer: Answer) -> str:
-    return base64.b64encode(answer.payload).decode()
 
 
 class _Events:
     """Writes :class:`UpscaleEvent` events."""
 
-    def __init__(self, body: _PictureRequest) -> None:
+    def __init__(self, body: _BetterRequest) -> None:
         self._tail = f'"created_at":{int(time.time())},"output_format":"{body.format}"}}\n\n'
 
     def render(self, news: News) -> str:
         _, item = news
         if isinstance(item, Answer):
-            facts = f'"size":"{_size(item)}","b64_json":"{_base64(item)}"'
+            facts = f'"size":"{size_of(item)}","b64_json":"{encode_file(item.payload)}"'
             return self._event("completed", facts)
         step = step_from_wire(item)
         return self._event("progress", f'"step":{step.step},"steps":{step.steps}')
@@ -189,7 +168,7 @@ def _operation(name: str, handler: Any, summary: str, body: Any, example: Any) -
         answer=Upscaled,
         task=True,
         event=UpscaleEvent,
-        errors=TEXT_FAILURES,
+        errors=(*TEXT_FAILURES, PolicyViolation),
         example=example,
     )
 

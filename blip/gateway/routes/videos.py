@@ -14,6 +14,7 @@ from blip.errors import (
     InvalidRequest,
     NotFound,
     Overloaded,
+    PolicyViolation,
     StoreUnavailable,
     UnsupportedField,
 )
@@ -23,6 +24,7 @@ from blip.gateway.envelope import RangeNotSatisfiable
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Ignored
 from blip.gateway.form import File, FormRequest
+from blip.gateway.guard import admit
 from blip.gateway.jobs import Job, Status
 from blip.gateway.painting import parse_size
 from blip.gateway.routes.failures import TEXT_FAILURES
@@ -33,6 +35,7 @@ from blip.kinds.video import (
     MAX_FRAMES,
     MAX_SECONDS,
     MAX_VIDEO_PIXELS,
+    VIDEO,
     VideoFormat,
     VideoInput,
 )
@@ -261,6 +264,8 @@ async def create(exchange: Exchange, body: VideoRequest) -> web.StreamResponse:
     gateway ends.
     """
     value = body.task()
+    await admit(exchange, {"prompt": value.prompt}, {"input_reference": value.image}, films=True)
+    exchange.allow(VIDEO.name, body.model)  # a job is started by the studio, not the exchange
     studio = exchange.gateway.studio
     job, task_id = studio.start(exchange.tenant, body.model, value, exchange.options)
     job.facts |= {
@@ -343,7 +348,7 @@ OPERATIONS = (
         body=VideoRequest,
         answer=Video,
         task=True,
-        errors=(*TEXT_FAILURES, Overloaded),
+        errors=(*TEXT_FAILURES, Overloaded, PolicyViolation),
         example={"model": "wan", "prompt": "a red heart that beats", "seconds": "4"},
     ),
     Operation(

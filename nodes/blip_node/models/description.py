@@ -36,6 +36,11 @@ class Description:
     largest_share: float = 1.0
     tile_share: float = 1.0
     pipeline: bool = False
+    #: Of a pipeline: weights of LoRAs and ControlNets, which stay as they are and where they are
+    #: whatever is done to the others.
+    added: Mapping[str, int] = field(default_factory=dict)
+    #: Whether fewer bits a weight can be made of it.
+    quantizes: bool = True
     #: Bytes of weights that are computed as they are stored: a GGUF file's, in llama.cpp.
     packed: int = 0
     #: Tasks that it runs at once, where that is not what others of its kinds do.
@@ -49,12 +54,12 @@ class Description:
     @property
     def parameters(self) -> int:
         """Number of weights as stored; packed (quantised) formats count their packed numbers."""
-        return sum(self.counts.values())
+        return sum(self.counts.values()) + sum(self.added.values())
 
     @property
     def bytes(self) -> int:
         """Bytes of the weights as stored (of a GGUF: as they will be stored once converted)."""
-        return weights.stored_bytes(self.counts)
+        return weights.stored_bytes(self.counts) + weights.stored_bytes(self.added)
 
     def load_bytes(
         self, dtype: str = "auto", device: str = "cuda", means: Means | None = None
@@ -62,15 +67,16 @@ class Description:
         """Return the bytes that the weights take on a device in a dtype, by settled ``means``."""
         if self.packed:
             return self.packed
-        size = weights.loaded_bytes(self.counts, self._dtype(dtype, device))
+        loaded = self._dtype(dtype, device)
+        size, added = (weights.loaded_bytes(each, loaded) for each in (self.counts, self.added))
         if means is None:
-            return size
+            return size + added
         if means.quantization != "none":
-            size = min(size, self.parameters * BITS[means.quantization] // 8)
+            size = min(size, sum(self.counts.values()) * BITS[means.quantization] // 8)
         if means.offload != "none":
             share = self.largest_share * (GROUP_SHARE if means.offload == "group" else 1.0)
             size = round(size * share)
-        return size
+        return size + added
 
     def cache_bytes(self, tokens: int, dtype: str = "auto", device: str = "cuda") -> int:
         """Return the bytes of a key-value cache of that many tokens."""

@@ -203,7 +203,8 @@ def _describe_pipeline(spec: ModelSpec, folder: Path) -> Description:
         _kinds(spec, pipeline.kinds(architecture), architecture),
         path=str(folder),
         architecture=architecture,
-        counts=weights.summed([*counts.values(), weights.total_counts(added)]),
+        counts=weights.summed(counts.values()),
+        added=weights.total_counts(added),
         activations=pipeline.activation_elements(folder),
         largest_share=max(sizes) / max(1, sum(sizes)),
         tile_share=pipeline.tile_share(folder),
@@ -256,6 +257,16 @@ def _check_means(spec: ModelSpec) -> None:
             f"model '{spec.name}': {asked[0]} is for pipelines of diffusers, and this is none",
             hint="Leave it out; 'quantization' makes models of every sort smaller.",
             param=asked[0],
+        )
+
+
+def _check_bits(spec: ModelSpec, what: str) -> None:
+    """Raise :class:`~blip.errors.ConfigError` if fewer bits are asked of what has them fixed."""
+    if spec.means.quantization not in ("none", "auto"):
+        raise ConfigError(
+            f"model '{spec.name}': {what}",
+            hint="Leave 'quantization' out, and choose the file with the bits you want.",
+            param="quantization",
         )
 
 
@@ -316,12 +327,8 @@ def _describe_gguf(spec: ModelSpec, path: Path) -> Description:
     }
     own = positive(header.of_model("context_length"))
     packed = spec.runtime == "llama.cpp"
-    if packed and spec.means.quantization not in ("none", "auto"):
-        raise ConfigError(
-            f"model '{spec.name}': a GGUF file that llama.cpp runs is quantised already",
-            hint="Leave 'quantization' out, and choose the file with the bits you want.",
-            param="quantization",
-        )
+    if packed:
+        _check_bits(spec, "a GGUF file that llama.cpp runs is quantised already")
     return Description(
         spec.name,
         spec.source,
@@ -331,12 +338,15 @@ def _describe_gguf(spec: ModelSpec, path: Path) -> Description:
         counts={CONVERTED_DTYPE: header.parameters},
         context=fit_context(spec.context, own, spec.name),
         cache_elements=_cache_elements(shape),
+        quantizes=not packed,
         packed=path.stat().st_size if packed else 0,
         convert=True,
     )
 
 
 def _describe_piper(spec: ModelSpec, path: Path) -> Description:
+    _check_means(spec)
+    _check_bits(spec, "a voice of Piper runs as it was exported, and is not quantised here")
     voice = piper.read_voice(path)
     return Description(
         spec.name,
@@ -346,6 +356,7 @@ def _describe_piper(spec: ModelSpec, path: Path) -> Description:
         architecture=f"piper {voice.language}".rstrip(),
         # all but a few kilobytes of such a file are weights, and voices are stored in float32
         counts={"F32": path.stat().st_size // 4},
+        quantizes=False,
     )
 
 

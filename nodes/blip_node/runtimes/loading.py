@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from blip.errors import BlipError, ModelLoadFailed, NoCapacity, RuntimeFailed, WorkerCrashed
 from blip_node.models import weights
 from blip_node.runtimes.base import LoadSpec
-from blip_node.runtimes.quantizing import quantizer
+from blip_node.runtimes.quantizing import quantized, quantizer
 
 #: Weights that a checkpoint may lack: heads that encoders without one have and nobody uses.
 _UNUSED = ("pooler.",)
 
+#: Files that may hold a vocabulary, whatever class reads it.
+_VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+)
+
+#: What is said to ``from_pretrained`` of everything: nothing is downloaded, no code is run.
+TRUSTED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
 
 def load_pretrained(
     spec: LoadSpec,
-    auto_class: str,
+    cls: str,
     report: Callable[[float], None],
     *,
     unused: Sequence[str] = _UNUSED,
@@ -26,22 +40,26 @@ def load_pretrained(
     """Load a snapshot's model, as :func:`load_model` does, and its tokenizer."""
     tokenizer = load_tokenizer(spec)
     report(0.1)
-    return load_model(spec, auto_class, report, unused=unused), tokenizer
+    return load_model(spec, cls, report, unused=unused), tokenizer
 
 
 def load_model(
     spec: LoadSpec,
-    auto_class: str,
+    cls: str,
     report: Callable[[float], None],
     *,
+    folder: Path | None = None,
     unused: Sequence[str] = _UNUSED,
+    quantise: bool = True,
 ) -> Any:
-    """Load a snapshot's model, by the name of a transformers ``Auto`` class.
+    """Load a model by the name of a class of transformers, which may be an ``Auto`` one.
 
-    It is on ``spec.device`` in ``spec.dtype``, in evaluation mode. Only safetensors on this disk
-    are read and none of the snapshot's code is run. ``unused`` are parts of the names of weights
-    that may be missing. Raises :class:`~blip.errors.ModelLoadFailed` with the reason, or
-    ``NoCapacity`` when it does not fit.
+    It is on ``spec.device`` in ``spec.dtype``, quantised as ``spec.means`` say, in evaluation mode.
+    It comes from the snapshot, or from ``folder``. Only safetensors on this disk are read and none
+    of the snapshot's code is run. ``unused`` are parts of the names of weights that may be
+    missing; ``quantise`` is False for a small part that stays as it is. Raises
+    :class:`~blip.errors.ModelLoadFailed` with the reason, also for a model that cannot be
+    quantised and was to be, or ``NoCapacity`` when it does not fit.
     """
     import torch
     import transformers
@@ -49,22 +67,25 @@ def load_model(
     transformers.logging.disable_progress_bar()
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
-    folder = Path(spec.path)
-    trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    folder = folder or Path(spec.path)
+    options = dict(TRUSTED)
+    quantise = quantise and spec.means.quantization != "none"
     try:
         stored = weights.main_dtype(weights.total_counts(weights.shards(folder)))
-        if spec.means.quantization != "none":
-            trusted["quantization_config"] = quantizer(spec)
+        if quantise:
+            options["quantization_config"] = quantizer(spec)
         if not spec.device.startswith("cpu"):
-            trusted["device_map"] = spec.device  # straight to the device, not through CPU memory
-        model, info = getattr(transformers, auto_class).from_pretrained(
+            options["device_map"] = spec.device  # straight to the device, not through CPU memory
+        model, info = getattr(transformers, cls).from_pretrained(
             folder,
             dtype=getattr(torch, weights.load_dtype(spec.dtype, stored, spec.device)),
             use_safetensors=True,
             output_loading_info=True,
-            **trusted,
+            **options,
         )
     except Exception as error:
+        if quantise and _not_quantised(error):
+            raise _cannot_quantise(spec) from error
         raise load_failure(spec, error) from error
     missing = sorted(k for k in info["missing_keys"] if not any(u in k for u in unused))
     if missing:
@@ -73,8 +94,58 @@ def load_model(
             f"model '{spec.model}': its files lack {len(missing)} of the weights that "
             f"{type(model).__name__} needs ({missing[0]}, ...)"
         )
+    if quantise and not quantized(model):
+        raise _cannot_quantise(spec)
     report(0.9)
     return model.eval()
+
+
+def _not_quantised(error: Exception) -> bool:
+    """Return whether weights could be read and not be converted, which transformers has logged."""
+    return isinstance(error, RuntimeError) and "conversion of the weights" in str(error)
+
+
+def _cannot_quantise(spec: LoadSpec) -> ModelLoadFailed:
+    return ModelLoadFailed(
+        f"model '{spec.model}': quantization '{spec.means.quantization}' is not possible for "
+        "models of its architecture",
+        hint="Set 'quantization' to none.",
+    )
+
+
+def load_part(spec: LoadSpec, cls: Any, **options: Any) -> Any:
+    """Load what stands beside a snapshot's weights: a processor, a tokenizer.
+
+    ``cls`` is a class of transformers or its name, ``options`` go to its ``from_pretrained``.
+    Raises :class:`~blip.errors.ModelLoadFailed` with the reason, also for a tokenizer whose
+    vocabulary is missing: transformers makes an empty one in its place.
+    """
+    import transformers
+
+    folder = Path(spec.path)
+    own = getattr(transformers, cls) if isinstance(cls, str) else cls
+    try:
+        found = own.from_pretrained(folder, **TRUSTED, **options)
+    except Exception as error:
+        if own.__name__.endswith("Tokenizer") and not _has_vocabulary(folder, ()):
+            raise _no_vocabulary(spec, ("tokenizer.json, or what its class reads",)) from error
+        raise load_failure(spec, error) from error
+    tokenizer = getattr(found, "tokenizer", found)  # processors have one
+    names = getattr(tokenizer, "vocab_files_names", None)
+    if names and not _has_vocabulary(folder, names.values()):
+        raise _no_vocabulary(spec, names.values())
+    return found
+
+
+def _has_vocabulary(folder: Path, names: Iterable[str]) -> bool:
+    return any((folder / name).is_file() for name in (*_VOCABULARIES, *names))
+
+
+def _no_vocabulary(spec: LoadSpec, names: Iterable[str]) -> ModelLoadFailed:
+    return ModelLoadFailed(
+        f"model '{spec.model}': the vocabulary of its tokenizer is missing ({', '.join(names)})",
+        hint="Put the file beside its weights, as it was published.",
+    )
 
 
 def load_tokenizer(spec: LoadSpec) -> Any:
@@ -82,17 +153,20 @@ def load_tokenizer(spec: LoadSpec) -> Any:
 
     Raises :class:`~blip.errors.ModelLoadFailed` if there is none that blip can use.
     """
-    import transformers
-
-    try:
-        found = transformers.AutoTokenizer.from_pretrained(
-            Path(spec.path), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:
-        raise load_failure(spec, error) from error
-    if getattr(found, "backend_tokenizer", None) is None:
-        raise ModelLoadFailed("its tokenizer has no tokenizer.json form, which blip needs")
+    found = load_part(spec, "AutoTokenizer")
+    check_tokenizer(spec, found)
     return found
+
+
+def check_tokenizer(spec: LoadSpec, tokenizer: Any) -> None:
+    """Raise :class:`~blip.errors.ModelLoadFailed` for a tokenizer of Python code alone.
+
+    What reads and writes text here works on the form that the tokenizers library has of one.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelLoadFailed(
+            f"model '{spec.model}': its tokenizer has no tokenizer.json form, which blip needs"
+        )
 
 
 def load_failure(spec: LoadSpec, error: Exception) -> BlipError:

@@ -17,7 +17,7 @@ from blip_node.runtimes.base import Job, LoadSpec, Outcome
 from blip_node.runtimes.batching import batches
 from blip_node.runtimes.diffusion.pictures import open_picture
 from blip_node.runtimes.lane import Lane
-from blip_node.runtimes.loading import load_failure, load_model, load_pretrained, read_config
+from blip_node.runtimes.loading import load_model, load_part, load_pretrained, read_config
 from blip_node.runtimes.verdicts import Rules, read_rules
 
 #: How much of a window the next piece of a long text repeats: what stands across the border of two
@@ -54,14 +54,7 @@ class Moderator:
         names = config.get("architectures") or [""]
         if str(names[0]).endswith("ForImageClassification"):
             self._model = load_model(spec, "AutoModelForImageClassification", report, unused=())
-            try:
-                import transformers
-
-                self._processor = transformers.AutoImageProcessor.from_pretrained(
-                    folder, local_files_only=True, trust_remote_code=False
-                )
-            except Exception as error:
-                raise load_failure(spec, error) from error
+            self._processor = load_part(spec, "AutoImageProcessor")
         else:
             self._model, self._tokenizer = load_pretrained(
                 spec, "AutoModelForSequenceClassification", report, unused=()

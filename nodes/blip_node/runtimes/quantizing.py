@@ -31,6 +31,16 @@ def check(spec: LoadSpec) -> str:
     return found
 
 
+def quantized(model: Any) -> bool:
+    """Return whether any weight of a loaded model was quantised."""
+    names = ("torchao.", "bitsandbytes.")
+    return any(
+        type(tensor).__module__.startswith(names)
+        for parameter in model.parameters()
+        for tensor in (parameter, parameter.data)
+    )
+
+
 def quantizer(spec: LoadSpec, *, diffusers: bool = False) -> Any:
     """Return what ``from_pretrained`` takes as ``quantization_config``.
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import random
 from typing import Annotated
 
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from blip.errors import InvalidRequest
+from blip.errors import InvalidRequest, PolicyViolation
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Request
+from blip.gateway.guard import admit, release
 from blip.gateway.painting import MAX_PICTURES, nth_seed
+from blip.gateway.picture_file import keep_picture
 from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.routes.original.dialect import DIALECT, Finished, finished
 from blip.gateway.sampling import ModelName
@@ -84,7 +85,7 @@ class ImageGenerationsRequest(Request):
 
 
 class GeneratedImage(BaseModel):
-    """A picture. ``url`` is a data: URL: the file itself, in base64."""
+    """A picture. ``url`` is where anyone can fetch it for a while."""
 
     url: str
     width: int
@@ -111,14 +112,17 @@ async def create(exchange: Exchange, body: ImageGenerationsRequest) -> web.Strea
     """Paint pictures, as BitingLip's documents ask for them.
 
     Defaults are those of its API reference, 50 steps and a guidance of 7.5, but for the size,
-    which is the model's own. Where its documents show the address of a CDN, url holds the file.
+    which is the model's own. Pictures are kept for a while, and url is where they can be fetched.
     """
     tasks = body.tasks()
+    # 'text' is another name of the prompt
+    await admit(exchange, {"prompt" if body.prompt else "text": tasks[0].prompt})
     exchange.start(IMAGE, body.model, tasks)
     answers = [result.answer for result in await exchange.results()]
+    await release(exchange, [answer.payload for answer in answers])
     images = [
         GeneratedImage(
-            url=f"data:image/png;base64,{base64.b64encode(answer.payload).decode()}",
+            url=await keep_picture(exchange, answer.payload, task.format),
             width=answer.usage.get("width", 0),
             height=answer.usage.get("height", 0),
             format=task.format,
@@ -144,7 +148,7 @@ OPERATIONS = (
         "bitinglip",
         body=ImageGenerationsRequest,
         answer=ImageGenerations,
-        errors=TEXT_FAILURES,
+        errors=(*TEXT_FAILURES, PolicyViolation),
         task=True,
         example={"model": "toy-shapes", "prompt": "a large red heart on a white background"},
         dialect=DIALECT,

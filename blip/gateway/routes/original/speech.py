@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
@@ -61,7 +60,7 @@ class SpeechResult(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     audio_url: str
-    """The file itself, as a data: URL (RFC 2397)."""
+    """Where anyone can fetch it for a while."""
     duration: float
     """Seconds."""
     format: Literal["wav"] = "wav"
@@ -78,24 +77,19 @@ class SpeechGeneration(Finished):
 async def create(exchange: Exchange, body: SpeechGenerationRequest) -> web.StreamResponse:
     """Say a text, as BitingLip's documents ask for it.
 
-    The URL of the answer has the audio in itself, so that nothing needs to be fetched or kept.
+    The audio is kept for a while, and audio_url is where it can be fetched.
     """
     exchange.start(SPEECH, body.model, [body.task()])
     ((_, answer),) = await exchange.results()
-    file = base64.b64encode(answer.payload).decode()
     rate = answer.usage.get("sample_rate", 0)
     result = SpeechResult(
-        audio_url="",
+        audio_url=await exchange.keep(answer.payload, MEDIA["wav"], "speech.wav"),
         duration=round(answer.usage.get("samples", 0) / rate, 3) if rate else 0.0,
         sample_rate=rate,
         model_used=body.model,
     )
-    text = SpeechGeneration(result=result, **finished(exchange)).model_dump_json()
-    # written by hand: it has megabytes, and base64 needs no escaping
-    url = f'"audio_url":"data:{MEDIA["wav"]};base64,{file}"'
-    return web.Response(
-        text=text.replace('"audio_url":""', url, 1), content_type="application/json"
-    )
+    view = SpeechGeneration(result=result, **finished(exchange))
+    return web.Response(text=view.model_dump_json(), content_type="application/json")
 
 
 OPERATIONS = (

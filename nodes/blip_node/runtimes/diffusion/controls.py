@@ -57,15 +57,18 @@ _SPECIAL = ("num_mode", "extra_conditioning_channels")
 
 
 class Controls:
-    """The ControlNets of one pipeline, by the sort of map that each follows."""
+    """The ControlNets of one pipeline, by the sort of map that each follows.
 
-    def __init__(self, pipe: Any, additions: Sequence[Addition], model: str) -> None:
+    They are on ``device`` and stay there, also where the pipeline's own parts come and go.
+    """
+
+    def __init__(self, pipe: Any, additions: Sequence[Addition], model: str, device: str) -> None:
         self._model = model
         self._nets: dict[str, Any] = {}
         self._errors: dict[str, str] = {}
         for addition in additions:
             try:
-                self._nets[addition.name] = _load(pipe, addition)
+                self._nets[addition.name] = _load(pipe, addition).to(device)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -166,7 +169,7 @@ def _load(pipe: Any, addition: Addition) -> Any:
             f"it was made for a model of another architecture: its maps shrink by "
             f"{1 << (len(widths) - 1)}, not {pipe.vae_scale_factor}"
         )
-    return net.to(denoiser.device).eval()
+    return net.eval()
 
 
 def _plain(value: Any) -> Any:

@@ -54,7 +54,7 @@ class Engine:
         self._grain = _grain(self._pipe)
         self._loras = self._lane.first(lambda: Loras(self._pipe, spec.loras, spec.model))
         self._controls = self._lane.first(
-            lambda: controls.Controls(self._pipe, spec.controlnets, spec.model)
+            lambda: controls.Controls(self._pipe, spec.controlnets, spec.model, spec.device)
         )
         #: By what they do, and the ControlNet that they do it with.
         self._derived: dict[tuple[str, str], Any] = {}

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from blip.errors import ModelLoadFailed
-from blip_node.models import weights
 from blip_node.runtimes.base import LoadSpec
-from blip_node.runtimes.loading import load_failure
+from blip_node.runtimes.loading import load_model, load_part
 
 #: Weights that a checkpoint may lack: what only training uses, and positions that are computed.
 _UNUSED = ("masked_spec_embed", "proj_out.weight")
@@ -26,39 +23,9 @@ class Loaded(NamedTuple):
 def load_speech(spec: LoadSpec, auto_class: str, report: Callable[[float], None]) -> Loaded:
     """Load a snapshot onto ``spec.device`` in ``spec.dtype``, by a transformers ``Auto`` class.
 
-    Only safetensors on this disk are read and none of the snapshot's code is run. Raises
-    :class:`~blip.errors.ModelLoadFailed` with the reason, or ``NoCapacity`` when it does not fit.
+    See :func:`blip_node.runtimes.loading.load_model`, also for what is raised.
     """
-    import torch
-    import transformers
-
-    transformers.logging.disable_progress_bar()
-    if spec.threads is not None:
-        torch.set_num_threads(spec.threads)
-    folder = Path(spec.path)
-    trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        stored = weights.main_dtype(weights.total_counts(weights.shards(folder)))
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, **trusted)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **trusted)
-        report(0.1)
-        if not spec.device.startswith("cpu"):
-            trusted["device_map"] = spec.device  # straight to the device, not through CPU memory
-        model, info = getattr(transformers, auto_class).from_pretrained(
-            folder,
-            dtype=getattr(torch, weights.load_dtype(spec.dtype, stored, spec.device)),
-            use_safetensors=True,
-            output_loading_info=True,
-            **trusted,
-        )
-    except Exception as error:
-        raise load_failure(spec, error) from error
-    missing = sorted(k for k in info["missing_keys"] if not k.endswith(_UNUSED))
-    if missing:
-        # transformers would go on with random numbers in their place
-        raise ModelLoadFailed(
-            f"model '{spec.model}': its files lack {len(missing)} of the weights that "
-            f"{type(model).__name__} needs ({missing[0]}, ...)"
-        )
-    report(0.9)
-    return Loaded(model.eval(), extractor, tokenizer)
+    extractor = load_part(spec, "AutoFeatureExtractor")
+    tokenizer = load_part(spec, "AutoTokenizer")
+    report(0.1)
+    return Loaded(load_model(spec, auto_class, report, unused=_UNUSED), extractor, tokenizer)

@@ -6,14 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blip.errors import ModelLoadFailed
-from blip_node.models import weights
 from blip_node.models.files import read_object
 from blip_node.runtimes.base import LoadSpec
-from blip_node.runtimes.loading import load_failure
-
-#: Weights that a checkpoint may lack: heads that no task here uses.
-_UNUSED = ("pooler.",)
+from blip_node.runtimes.loading import load_model, load_part
 
 #: What transformers calls the part of a processor that reads videos.
 _VIDEOS = "video_processor"
@@ -24,55 +19,23 @@ def load_seeing(
 ) -> tuple[Any, Any]:
     """Load a snapshot's model and its processor, by the names of transformers' ``Auto`` classes.
 
-    The model is on ``spec.device`` in ``spec.dtype``, in evaluation mode. Only safetensors on
-    this disk are read and none of the snapshot's code is run. Raises
-    :class:`~blip.errors.ModelLoadFailed` with the reason, or ``NoCapacity`` when it does not fit.
+    See :func:`blip_node.runtimes.loading.load_model`, also for what is raised.
     """
-    import torch
-    import transformers
-
-    transformers.logging.disable_progress_bar()
-    if spec.threads is not None:
-        torch.set_num_threads(spec.threads)
-    folder = Path(spec.path)
-    trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        stored = weights.main_dtype(weights.total_counts(weights.shards(folder)))
-        processor = _processor(folder, processor_class, trusted)
-        report(0.1)
-        if not spec.device.startswith("cpu"):
-            trusted["device_map"] = spec.device
-        model, info = getattr(transformers, auto_class).from_pretrained(
-            folder,
-            dtype=getattr(torch, weights.load_dtype(spec.dtype, stored, spec.device)),
-            use_safetensors=True,
-            output_loading_info=True,
-            **trusted,
-        )
-    except Exception as error:
-        raise load_failure(spec, error) from error
-    missing = sorted(key for key in info["missing_keys"] if not any(u in key for u in _UNUSED))
-    if missing:
-        # transformers would go on with random numbers in their place
-        raise ModelLoadFailed(
-            f"model '{spec.model}': its files lack {len(missing)} of the weights that "
-            f"{type(model).__name__} needs ({missing[0]}, ...)"
-        )
-    report(0.9)
-    return model.eval(), processor
+    processor = _processor(spec, processor_class)
+    report(0.1)
+    return load_model(spec, auto_class, report), processor
 
 
-def _processor(folder: Path, auto_class: str, trusted: dict[str, Any]) -> Any:
-    import transformers
+def _processor(spec: LoadSpec, auto_class: str) -> Any:
     from transformers.models.auto.processing_auto import processor_class_from_name
     from transformers.utils import is_torchvision_available
 
-    auto = getattr(transformers, auto_class)
-    if auto_class == "AutoProcessor" and not is_torchvision_available():
-        found = processor_class_from_name(_processor_name(folder))
-        if found is not None and _VIDEOS in found.get_attributes():
-            return without_videos(found).from_pretrained(folder, **trusted)
-    return auto.from_pretrained(folder, **trusted)
+    if auto_class != "AutoProcessor" or is_torchvision_available():
+        return load_part(spec, auto_class)
+    found = processor_class_from_name(_processor_name(Path(spec.path)))
+    if found is None or _VIDEOS not in found.get_attributes():
+        return load_part(spec, auto_class)
+    return load_part(spec, without_videos(found))
 
 
 def _processor_name(folder: Path) -> str:

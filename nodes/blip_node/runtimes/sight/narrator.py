@@ -30,7 +30,7 @@ from blip_node.runtimes.decoding.sequence import Sequence
 from blip_node.runtimes.decoding.stops import StopMatcher
 from blip_node.runtimes.decoding.vocabulary import Vocabulary
 from blip_node.runtimes.lane import Lane
-from blip_node.runtimes.loading import read_config
+from blip_node.runtimes.loading import check_tokenizer, load_tokenizer, read_config
 from blip_node.runtimes.sight import prompts
 from blip_node.runtimes.sight.generation import write
 from blip_node.runtimes.sight.loading import load_seeing
@@ -189,18 +189,9 @@ def _given(value: TaskInput) -> set[str]:
 
 def _tokenizer(spec: LoadSpec, processor: Any, *, pair: bool) -> Any:
     if pair:
-        import transformers
-
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            spec.path, local_files_only=True, trust_remote_code=False
-        )
-    else:
-        tokenizer = processor.tokenizer
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ModelLoadFailed(
-            f"model '{spec.model}': its tokenizer has no tokenizer.json form, which blip needs"
-        )
-    return tokenizer
+        return load_tokenizer(spec)
+    check_tokenizer(spec, processor.tokenizer)
+    return processor.tokenizer
 
 
 def _stop_ids(model: Any, tokenizer: Any, *, chats: bool) -> frozenset[int]:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from blip.errors import InvalidRequest, ModelLoadFailed
 from blip.kinds.speech import SpeechInput
 from blip_node.runtimes.base import LoadSpec
-from blip_node.runtimes.loading import load_failure
-from blip_node.runtimes.speaking.loading import Watched, load_network, seeder
+from blip_node.runtimes.loading import load_failure, load_model, load_part
+from blip_node.runtimes.speaking.networks import Watched, seeder
 from blip_node.runtimes.speaking.synthesizer import Say, Spoken, unsayable
 
 #: Beside the model's own files: a folder with its vocoder, and a file with a tensor a voice.
@@ -32,16 +31,19 @@ class SpeechT5:
                 "spectrograms, and a vocoder makes sound of them",
                 hint="Save microsoft/speecht5_hifigan there; docs/speech.md shows how.",
             )
-        try:
-            self._tokenizer = transformers.SpeechT5Tokenizer.from_pretrained(
-                folder, local_files_only=True, normalize=True
-            )
-        except Exception as error:
-            raise load_failure(spec, error) from error
-        self._network = load_network(spec, "SpeechT5ForTextToSpeech", folder)
-        report(0.7)
-        self._vocoder = load_network(spec, "SpeechT5HifiGan", folder / VOCODER)
-        report(0.9)
+        self._tokenizer = load_part(spec, "SpeechT5Tokenizer", normalize=True)
+        self._network = load_model(
+            spec, "SpeechT5ForTextToSpeech", lambda share: report(0.7 * share), unused=()
+        )
+        # convolutions alone: there is nothing in it to quantise
+        self._vocoder = load_model(
+            spec,
+            "SpeechT5HifiGan",
+            report,
+            folder=folder / VOCODER,
+            unused=(),
+            quantise=False,
+        )
         self._speakers = _speakers(spec, folder / VOICES, self._network)
         self.voices = list(self._speakers)
         self.rate = int(self._vocoder.config.sampling_rate)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ import transformers
 from blip.errors import ModelLoadFailed
 from blip.kinds.speech import SpeechInput
 from blip_node.runtimes.base import LoadSpec
-from blip_node.runtimes.loading import load_failure
-from blip_node.runtimes.speaking.loading import Watched, load_network, seeder
+from blip_node.runtimes.loading import load_model, load_part
+from blip_node.runtimes.speaking.networks import Watched, seeder
 from blip_node.runtimes.speaking.synthesizer import DEFAULT, Say, Spoken, unsayable
 
 #: Languages, as tokenizers name them, whose numbers transformers can spell out.
@@ -25,11 +24,9 @@ class Vits:
     """Implements :class:`~blip_node.runtimes.speaking.synthesizer.Synthesizer`."""
 
     def __init__(self, spec: LoadSpec, report: Callable[[float], None]) -> None:
-        folder = Path(spec.path)
-        self._tokenizer = _tokenizer(spec, folder)
+        self._tokenizer = _tokenizer(spec)
         report(0.1)
-        self._network = load_network(spec, "VitsModel", folder)
-        report(0.9)
+        self._network = load_model(spec, "VitsModel", report, unused=())
         config = self._network.config
         self.rate = int(config.sampling_rate)
         speakers = max(1, int(config.num_speakers))
@@ -109,11 +106,8 @@ class _Reader:
         return "".join(each for each in base if self._knows(each)) or char
 
 
-def _tokenizer(spec: LoadSpec, folder: Path) -> Any:
-    try:
-        tokenizer = transformers.VitsTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise load_failure(spec, error) from error
+def _tokenizer(spec: LoadSpec) -> Any:
+    tokenizer = load_part(spec, "VitsTokenizer")
     lacks = []
     if tokenizer.phonemize and not transformers.utils.is_phonemizer_available():
         lacks.append("phonemizer (which needs espeak-ng)")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-import transformers
 from PIL import Image
 
 import blip
@@ -16,11 +14,10 @@ from blip.errors import InvalidRequest, ModelLoadFailed
 from blip.kinds.image import Step, step_to_wire
 from blip.kinds.pictures import MAX_PIXELS
 from blip.kinds.upscale import UPSCALE, UpscaleInput
-from blip_node.models import weights
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
 from blip_node.runtimes.diffusion import pictures
 from blip_node.runtimes.lane import Lane
-from blip_node.runtimes.loading import load_failure
+from blip_node.runtimes.loading import load_model
 from blip_node.runtimes.upscaling.tiles import Canvas
 
 #: Heads that transformers computes as their paper says. In Swin2SR's for a scale of 1 it adds the
@@ -107,33 +104,12 @@ class Engine:
 
 
 def _load(spec: LoadSpec, report: Callable[[float], None]) -> Any:
-    transformers.logging.disable_progress_bar()
-    if spec.threads is not None:
-        torch.set_num_threads(spec.threads)
-    folder = Path(spec.path)
-    try:
-        stored = weights.main_dtype(weights.total_counts(weights.shards(folder)))
-        report(0.1)
-        model, info = transformers.AutoModelForImageToImage.from_pretrained(
-            folder,
-            dtype=getattr(torch, weights.load_dtype(spec.dtype, stored, spec.device)),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
+    model = load_model(spec, "AutoModelForImageToImage", report, unused=())
+    config = model.config
+    if config.upsampler not in _UPSAMPLERS or config.num_channels != 3:
+        raise ModelLoadFailed(
+            f"model '{spec.model}': blip does not run its head ({config.upsampler or 'denoising'}, "
+            f"{config.num_channels} channels)",
+            hint="It runs Swin2SR models that enlarge RGB pictures.",
         )
-        if info["missing_keys"]:
-            lacking = sorted(info["missing_keys"])
-            raise ModelLoadFailed(f"its files lack {len(lacking)} weights ({lacking[0]}, ...)")
-        config = model.config
-        if config.upsampler not in _UPSAMPLERS or config.num_channels != 3:
-            raise ModelLoadFailed(
-                f"blip does not run its head ({config.upsampler or 'denoising'}, "
-                f"{config.num_channels} channels)",
-                hint="It runs Swin2SR models that enlarge RGB pictures.",
-            )
-        model = model.to(spec.device).eval()
-    except Exception as error:
-        raise load_failure(spec, error) from error
-    report(0.9)
     return model
