@@ -69,6 +69,10 @@ DEFAULTS: dict[str, float] = {
     "image-classification": 1 / 50,
     "depth": 1 / 20,
     "segmentation": 1 / 10,
+    "image-feature-extraction": 1 / 50,
+    # Seconds of sound through an encoder of a hundred million weights.
+    "audio-classification": 1 / 100,
+    "zero-shot-audio-classification": 1 / 100,
     # Its units count every frame, of which the denoiser sees a quarter to an eighth.
     "video": 1 / 20,
     "upscale": 2.0,

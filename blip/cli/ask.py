@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.cli import render
-from blip.client import Blip, SyncTextStream
+from blip.client import Blip, SyncTextStream, picture
 from blip.config.schema import default_state_dir
 from blip.errors import BlipError, InvalidRequest
 
@@ -32,14 +32,34 @@ class Request:
     sampling: dict[str, Any] = field(default_factory=dict)
     #: ``priority``, ``deadline`` and ``require`` of its tasks, as the SDK takes them.
     task: dict[str, Any] = field(default_factory=dict)
+    #: Files of pictures that the conversation begins with.
+    pictures: Sequence[bytes] = ()
 
     def stream(self, client: Blip, turns: Sequence[dict[str, str]]) -> SyncTextStream:
         """Ask for the next turn of a conversation."""
         options = {**self.sampling, **self.task}
         if self.raw:
             return client.complete_stream(self.model, turns[-1]["content"], **options)
-        opening = [{"role": "system", "content": self.system}] if self.system else []
-        return client.chat_stream(self.model, [*opening, *turns], **options)
+        said: list[dict[str, Any]] = list(turns)
+        if self.pictures:
+            seen = [*map(picture, self.pictures), said[0]["content"]]
+            said[0] = {"role": "user", "content": seen}
+        if self.system:
+            said.insert(0, {"role": "system", "content": self.system})
+        return client.chat_stream(self.model, said, **options)
+
+
+def read_pictures(files: Sequence[Path], *, raw: bool) -> list[bytes]:
+    """Return the contents of files.
+
+    Raises :class:`~blip.errors.InvalidRequest` for what cannot be read, or with ``raw``.
+    """
+    if files and raw:
+        raise InvalidRequest("--image needs a chat: --raw continues text alone")
+    try:
+        return [file.read_bytes() for file in files]
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {error.filename}: {error.strerror}") from None
 
 
 def read_schema(given: str) -> dict[str, Any]:

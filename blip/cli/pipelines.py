@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from blip.cli import render
@@ -24,6 +25,7 @@ class Asked:
     question: str | None
     settings: Sequence[str] | None
     options: dict[str, Any]
+    files: Sequence[Path] | None = None
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters. Raises :class:`~blip.errors.InvalidRequest` for a bad setting."""
@@ -68,7 +70,9 @@ def rerank(
 
 
 def run(asked: Asked, url: str | None, api_key: str | None, *, as_json: bool) -> int:
-    """Run a task on texts and print each one's result."""
+    """Run a task on texts, or on files, and print each one's result."""
+    if asked.files:
+        return _run_files(asked, asked.files, url, api_key, as_json=as_json)
     texts = _texts(asked.texts, 'blip pipeline TASK MODEL "first" "second"')
     inputs: list[Any] = texts
     if asked.question is not None:
@@ -80,11 +84,40 @@ def run(asked: Asked, url: str | None, api_key: str | None, *, as_json: bool) ->
     if as_json:
         render.print_json({"results": answer.results, **_about(answer)})
         return 0
-    for text, result in zip(texts, answer.results, strict=True):
-        if len(texts) > 1:
-            print(text)
-        print("\n".join(_lines(result)))
+    _print(texts, answer.results)
     return 0
+
+
+def _run_files(
+    asked: Asked, files: Sequence[Path], url: str | None, api_key: str | None, *, as_json: bool
+) -> int:
+    """Run a task on files, a request each."""
+    if asked.texts:
+        raise InvalidRequest("there are texts and --file", hint="Give one of both.")
+    contents = [_read(file) for file in files]
+    settings = asked.options | asked.parameters()
+    with Blip(url, api_key) as client:
+        answers = [client.pipeline(asked.task, asked.model, each, **settings) for each in contents]
+    results = [result for answer in answers for result in answer.results]
+    if as_json:
+        render.print_json({"results": results, "nodes": [each.origin.node for each in answers]})
+    else:
+        _print([str(file) for file in files], results)
+    return 0
+
+
+def _print(inputs: Sequence[str], results: Sequence[Any]) -> None:
+    for given, result in zip(inputs, results, strict=True):
+        if len(inputs) > 1:
+            print(given)
+        print("\n".join(_lines(result)))
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"{file} cannot be read: {error.strerror}") from None
 
 
 def _lines(result: Any) -> list[str]:

@@ -22,6 +22,7 @@ from blip.client.connection import DEFAULT_URL
 from blip.client.hearing_answers import HeardSegment, HeardWord, TranscriptAnswer
 from blip.client.kinds import TaskAnswer
 from blip.client.operations import Progress
+from blip.client.parts import picture
 from blip.client.pipelines import PipelineAnswer, Ranked, RerankAnswer
 from blip.client.safety import Verdict
 from blip.client.speech import SpeechAnswer, SpeechStream
@@ -78,4 +79,5 @@ __all__ = [
     "Verdict",
     "VideoAnswer",
     "VideoProgress",
+    "picture",
 ]

@@ -1,11 +1,14 @@
-"""What is read once: documents by relevance, and transformers' tasks on text."""
+"""What is read once: documents by relevance, and transformers' tasks on texts and files."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+
+import aiohttp
 
 from blip.client.answers import Origin
 from blip.client.connection import Connection, body_of
@@ -68,19 +71,28 @@ class PipelineClient(Connection):
     async def pipeline(
         self,
         task: str,
+        /,
         model: str,
-        inputs: str | Mapping[str, Any] | Sequence[Any],
+        inputs: str | bytes | Mapping[str, Any] | Sequence[Any],
         *,
         priority: int | None = None,
         deadline: float | None = None,
         require: Require | None = None,
         **parameters: Any,
     ) -> PipelineAnswer:
-        """Run one of transformers' tasks on one input or several; parameters as it names them."""
-        whole = inputs if isinstance(inputs, str | Mapping) else list(inputs)
+        """Run one of transformers' tasks on one input or several; parameters as it names them.
+
+        ``bytes`` are a picture's or a sound's file, one for a call.
+        """
         known = {name: value for name, value in parameters.items() if value is not None}
         headers = task_headers(priority, deadline, require)
-        said = body_of(model, {"inputs": whole, "parameters": known})
+        said: dict[str, Any] | aiohttp.FormData
+        if isinstance(inputs, bytes):
+            said = aiohttp.FormData({"model": model, "parameters": json.dumps(known)})
+            said.add_field("inputs", inputs, filename="inputs")
+        else:
+            whole = inputs if isinstance(inputs, str | Mapping) else list(inputs)
+            said = body_of(model, {"inputs": whole, "parameters": known})
         path = f"/v1/pipelines/{quote(task, safe='')}"
         body, origin = await self._json("POST", path, said, headers)
         return PipelineAnswer(body["results"], body["usage"], origin)

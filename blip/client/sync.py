@@ -133,8 +133,9 @@ class Blip:
     def pipeline(
         self,
         task: str,
+        /,
         model: str,
-        inputs: str | Mapping[str, Any] | Sequence[Any],
+        inputs: str | bytes | Mapping[str, Any] | Sequence[Any],
         **options: Any,
     ) -> PipelineAnswer:
         """Run one of transformers' tasks; options as :meth:`AsyncBlip.pipeline`'s."""

@@ -8,9 +8,11 @@ from typing import Any
 from blip.client.answers import EmbeddingAnswer, TextAnswer, text_from, vectors_from
 from blip.client.connection import Connection, body_of
 from blip.client.options import Require, task_headers
+from blip.client.parts import with_parts
 from blip.client.stream import TextStream
 
-#: Text for a chat: one user message, or the conversation.
+#: Text for a chat: one user message, or the conversation. A message's content is a text, or a list
+#: of texts and of what :func:`blip.client.picture` makes.
 Messages = str | Sequence[Mapping[str, Any]]
 
 
@@ -98,4 +100,4 @@ class TextClient(Connection):
 def _chat_body(model: str, messages: Messages, options: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    return body_of(model, {"messages": list(messages), **options})
+    return body_of(model, {"messages": list(map(with_parts, messages)), **options})

@@ -50,6 +50,8 @@ class FormRequest(Request):
     media: ClassVar[str] = "multipart/form-data"
     files: ClassVar[Mapping[str, File]] = {}
     lists: ClassVar[Mapping[str, Choices]] = {}
+    #: Fields that are objects: in a form they are JSON text.
+    objects: ClassVar[frozenset[str]] = frozenset()
     #: Whether it may be sent as JSON as well, with files in base64 or as ``data:`` URLs, bare or as
     #: OpenAI's ``{"image_url": ...}``.
     json_too: ClassVar[bool] = False
@@ -177,8 +179,9 @@ async def _read_part(part: BodyPartReader, left: int, limit: int) -> bytes:
 def _parse(fields: dict[str, str], uploads: dict[str, bytes], model: type[FormT]) -> FormT:
     # a browser sends every field of a page, empty where nothing was entered
     given: dict[str, Any] = {name: text for name, text in fields.items() if text}
+    objects = {name: _strings(name, given[name]) for name in model.objects & given.keys()}
     try:
-        body = model.model_validate_strings(given)
+        body = model.model_validate_strings(given | objects)
     except ValidationError as error:
         said = {name: _unpacked(text) for name, text in given.items()}
         raise explain(error, model, json.dumps(said).encode()) from None
@@ -224,6 +227,21 @@ def _check_required(model: type[FormRequest], uploads: Mapping[str, bytes]) -> N
             raise InvalidRequest(
                 f"'{name}' is missing.", hint=f"Send a file: -F {name}=@PATH", param=name
             )
+
+
+def _strings(name: str, text: str) -> dict[str, str]:
+    """Return an object's fields as a form would have each of them; null is not there."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"'{name}' is not valid JSON: {error}.", param=name) from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest(f"'{name}' is not a JSON object.", param=name)
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in fields.items()
+        if value is not None
+    }
 
 
 def _unpacked(text: str) -> Any:

@@ -17,11 +17,18 @@ from blip.kinds.image import IMAGE
 from blip.kinds.moderation import MODERATION
 from blip.kinds.pipelines import PIPELINES
 from blip.kinds.rerank import RERANK
+from blip.kinds.sound_classification import AUDIO_CLASSIFICATION, ZERO_SHOT_AUDIO
 from blip.kinds.speech import SPEECH
 from blip.kinds.transcription import TRANSCRIPTION, TRANSLATION
 from blip.kinds.upscale import UPSCALE
 from blip.kinds.video import VIDEO
-from blip.kinds.vision import DEPTH, DETECTION, IMAGE_CLASSIFICATION, SEGMENTATION
+from blip.kinds.vision import (
+    DEPTH,
+    DETECTION,
+    IMAGE_CLASSIFICATION,
+    IMAGE_FEATURES,
+    SEGMENTATION,
+)
 
 #: Every built-in kind by name.
 KINDS: dict[str, Kind] = {
@@ -44,6 +51,9 @@ KINDS: dict[str, Kind] = {
         IMAGE_CLASSIFICATION,
         DEPTH,
         SEGMENTATION,
+        IMAGE_FEATURES,
+        AUDIO_CLASSIFICATION,
+        ZERO_SHOT_AUDIO,
         ECHO,
     )
 }

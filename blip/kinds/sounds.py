@@ -55,6 +55,10 @@ _FOREIGN = (
 )
 
 
+#: What is assumed of a sound that does not say how long it is, before it was decoded.
+TYPICAL_SECONDS = 30.0
+
+
 class Header(NamedTuple):
     """What a sound says of itself; ``seconds`` is None where it does not.
 
@@ -85,6 +89,13 @@ def read_header(data: bytes | memoryview) -> Header | None:
         return _mp3(view, at)
     except (struct.error, IndexError, ZeroDivisionError):
         return None
+
+
+def seconds_of(data: bytes | memoryview) -> float:
+    """Return about how many seconds of sound a file holds, as its header has it; never 0."""
+    header = read_header(data)
+    seconds = header.seconds if header is not None else None
+    return max(MIN_SECONDS, TYPICAL_SECONDS if seconds is None else seconds)
 
 
 def check_sound(data: bytes | memoryview, field: str) -> Header:

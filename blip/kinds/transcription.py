@@ -11,10 +11,7 @@ import msgpack
 from pydantic import Field, StringConstraints
 
 from blip.kinds.base import Kind, TaskInput
-from blip.kinds.sounds import read_header
-
-#: What is assumed of a sound that does not say how long it is, before it was decoded.
-TYPICAL_SECONDS = 30.0
+from blip.kinds.sounds import seconds_of
 
 #: Longest prompt in characters. What is before a window of 30 seconds has room for some 220 tokens.
 MAX_PROMPT = 8_000
@@ -39,9 +36,7 @@ class TranscriptionInput(TaskInput):
 
 def _units(value: TranscriptionInput) -> float:
     """Seconds of sound, as its header has it."""
-    header = read_header(value.file)
-    seconds = header.seconds if header is not None else None
-    return max(0.1, TYPICAL_SECONDS if seconds is None else seconds)
+    return seconds_of(value.file)
 
 
 TRANSCRIPTION = Kind("transcription", TranscriptionInput, _units)

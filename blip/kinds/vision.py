@@ -1,4 +1,5 @@
-"""What is seen in a picture: ``detection``, ``image-classification``, ``depth``, ``segmentation``.
+"""What is seen in a picture: ``detection``, ``image-classification``, ``depth``, ``segmentation``,
+``image-feature-extraction``.
 
 A kind each, for a model is made for one of them. All take one picture and look at it once, so a
 unit is a picture. Results are msgpack; masks and depths are files in it, never base64.
@@ -7,6 +8,7 @@ unit is a picture. Results are msgpack; masks and depths are files in it, never 
 from __future__ import annotations
 
 import math
+import struct
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgpack
@@ -63,6 +65,12 @@ class SegmentationInput(VisionInput):
     threshold: Threshold | None = None
 
 
+class ImageFeaturesInput(VisionInput):
+    """With ``pool`` one vector for the whole picture, else one for each of its patches."""
+
+    pool: bool = False
+
+
 def _units(value: VisionInput) -> float:
     return 1.0
 
@@ -71,6 +79,7 @@ DETECTION = Kind("detection", DetectionInput, _units)
 IMAGE_CLASSIFICATION = Kind("image-classification", ClassificationInput, _units)
 DEPTH = Kind("depth", DepthInput, _units)
 SEGMENTATION = Kind("segmentation", SegmentationInput, _units)
+IMAGE_FEATURES = Kind("image-feature-extraction", ImageFeaturesInput, _units)
 
 
 class Guess(NamedTuple):
@@ -140,7 +149,20 @@ class Segments(NamedTuple):
     segments: list[Segment]
 
 
-def to_wire(result: list[Guess] | Detections | Depths | Segments) -> bytes:
+class Features(NamedTuple):
+    """The DONE payload of a feature extraction: vectors as rows of little-endian float32."""
+
+    rows: int
+    values: bytes
+
+    @property
+    def vectors(self) -> list[list[float]]:
+        """The vectors as numbers."""
+        size = len(self.values) // 4 // self.rows
+        return [list(row) for row in struct.iter_unpack(f"<{size}f", self.values)]
+
+
+def to_wire(result: list[Guess] | Detections | Depths | Segments | Features) -> bytes:
     """Encode a result as a msgpack array."""
     packed: bytes = msgpack.packb(result)
     return packed
@@ -172,6 +194,14 @@ def segments_from_wire(payload: bytes | memoryview) -> Segments:
         for label, score, area, mask in rows
     ]
     return Segments(width, height, mode, segments)
+
+
+def features_from_wire(payload: bytes | memoryview) -> Features:
+    """Decode a feature extraction. Raises ``ValueError`` or ``TypeError`` on anything else."""
+    count, values = msgpack.unpackb(payload)
+    if count < 1 or not values or len(values) % (4 * count):
+        raise ValueError(f"{len(values)} bytes are no {count} vectors")
+    return Features(count, bytes(values))
 
 
 def _finite(number: Any) -> float:

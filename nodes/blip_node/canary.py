@@ -36,6 +36,7 @@ from blip.kinds.pipelines import (
     results_from_wire,
 )
 from blip.kinds.rerank import RerankInput
+from blip.kinds.sound_classification import AudioClassificationInput, ZeroShotAudioInput
 from blip.kinds.speech import SpeechInput
 from blip.kinds.text import Delta, Finish, delta_from_wire, finish_from_wire
 from blip.kinds.transcription import TranscriptionInput, transcript_from_wire
@@ -45,9 +46,11 @@ from blip.kinds.vision import (
     ClassificationInput,
     DepthInput,
     DetectionInput,
+    ImageFeaturesInput,
     SegmentationInput,
     depths_from_wire,
     detections_from_wire,
+    features_from_wire,
     guesses_from_wire,
     segments_from_wire,
 )
@@ -227,6 +230,16 @@ QUESTIONS: dict[str, Question] = {
     "depth": Question(DepthInput(image=_PICTURE), partial(_check_seen, read=depths_from_wire)),
     "segmentation": Question(
         SegmentationInput(image=_PICTURE), partial(_check_seen, read=segments_from_wire)
+    ),
+    "image-feature-extraction": Question(
+        ImageFeaturesInput(image=_PICTURE), partial(_check_seen, read=features_from_wire)
+    ),
+    "audio-classification": Question(
+        AudioClassificationInput(file=_tone()), partial(_check_seen, read=guesses_from_wire)
+    ),
+    "zero-shot-audio-classification": Question(
+        ZeroShotAudioInput(file=_tone(), labels=["one", "two"]),
+        partial(_check_seen, read=guesses_from_wire),
     ),
     # small and short: its own size would take minutes
     "video": Question(

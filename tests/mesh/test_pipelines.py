@@ -11,10 +11,14 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+import transformers
 
+from blip_node.audio.decode import decode
 from tests.mesh.rig import MODELS, Rig
 from tests.models.make_tiny_rerank import CHECKS
 from tests.models.random_heads import NER, NLI, make_bert, make_t5
+from tests.models.random_sorters import make_sorter
+from tests.models.tones import RATE, keys_file
 from tests.unit.gateway_mesh import served
 
 TEXTS = ["we bake bread in the oven", "the team score a goal", "my python code is new"]
@@ -26,6 +30,7 @@ def models(folder: Path) -> dict[str, Any]:
         "ner": make_bert(folder / "ner", "ForTokenClassification", NER),
         "bert": make_bert(folder / "bert", "ForMaskedLM"),
         "t5": make_t5(folder / "t5"),
+        "sounds": make_sorter(folder / "sounds", "wav2vec2"),
         "tiny-rerank": MODELS / "tiny-rerank",
         "tiny-embed": MODELS / "tiny-embed",
     }
@@ -110,6 +115,25 @@ async def pipelines(http: aiohttp.ClientSession) -> None:
     assert (error["code"], error["param"]) == ("context_length_exceeded", "inputs.1")
 
 
+async def sounds(origin: str, folder: Path) -> None:
+    file = folder / "keys.wav"
+    file.write_bytes(keys_file("123"))
+    process = await asyncio.create_subprocess_exec(
+        "curl",
+        "-sS",
+        f"{origin}/v1/pipelines/audio-classification",
+        *("-F", "model=sounds", "-F", f"inputs=@{file}", "-F", 'parameters={"top_k": 2}'),
+        stdout=-1,
+    )
+    out, _ = await process.communicate()
+    (labels,) = json.loads(out)["results"]
+    theirs = transformers.pipeline("audio-classification", str(folder / "sounds"))
+    samples = decode(file.read_bytes(), RATE)
+    for one, other in zip(labels, theirs(samples, top_k=2), strict=True):
+        assert one["label"] == other["label"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+
+
 async def embeddings(http: aiohttp.ClientSession, origin: str) -> None:
     texts = [f"{TEXTS[n % 3]} {'bread ' * (n % 7)}{n}" for n in range(1500)]
     async with openai.AsyncOpenAI(base_url=f"{origin}/v1", api_key="none") as client:
@@ -142,3 +166,4 @@ async def test_pipelines(tmp_path: Path) -> None:
         await reranks(http, origin)
         await embeddings(http, origin)
         await pipelines(http)
+        await sounds(origin, tmp_path)

@@ -354,6 +354,25 @@ def _siglip() -> tuple[Any, ...]:
     return transformers.SiglipModel(config), transformers.SiglipProcessor(pixels, tokenizer)
 
 
+def _vit_eyes(*, pools: bool = False) -> tuple[Any, ...]:
+    model = transformers.ViTModel(transformers.ViTConfig(**_EYE), add_pooling_layer=pools)
+    return model, transformers.ViTImageProcessorPil(size=_SIDES)
+
+
+def _resnet() -> tuple[Any, ...]:
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+    )
+    pixels = transformers.ConvNextImageProcessorPil(size=_SQUARE)
+    return transformers.ResNetModel(config), pixels
+
+
+def _clip_eyes() -> tuple[Any, ...]:
+    config = transformers.CLIPVisionConfig(**_EYE, projection_dim=16)
+    pixels = transformers.CLIPImageProcessorPil(size=_SQUARE, crop_size=_SIDES)
+    return transformers.CLIPVisionModel(config), pixels
+
+
 FAMILIES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "blip": _blip,
     "blip-2": _blip2,
@@ -370,6 +389,10 @@ FAMILIES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "dpt": _dpt,
     "segformer": _segformer,
     "detr-panoptic": _detr_panoptic,
+    "vit-eyes": _vit_eyes,
+    "vit-encoder": lambda: _vit_eyes(pools=True),
+    "resnet": _resnet,
+    "clip-eyes": _clip_eyes,
 }
 
 

@@ -54,6 +54,7 @@ from blip.kinds.pipelines import (
 )
 from blip.kinds.plugin import JSON, Piece, PluginInput, Progress, piece_to_wire
 from blip.kinds.rerank import RerankInput
+from blip.kinds.sound_classification import AudioClassificationInput, ZeroShotAudioInput
 from blip.kinds.speech import Piece as SpokenPiece
 from blip.kinds.speech import SpeechInput
 from blip.kinds.speech import piece_to_wire as spoken_to_wire
@@ -75,8 +76,10 @@ from blip.kinds.vision import (
     Depths,
     DetectionInput,
     Detections,
+    Features,
     Found,
     Guess,
+    ImageFeaturesInput,
     Segment,
     SegmentationInput,
     Segments,
@@ -418,6 +421,18 @@ async def segmenter(value: SegmentationInput) -> Work:
     yield Answer(to_wire(Segments(8, 8, mode, parts)), {}, 1.0)
 
 
+async def sorter(value: AudioClassificationInput | ZeroShotAudioInput) -> Work:
+    """Guess the request's labels, or two of its own."""
+    labels = value.labels if isinstance(value, ZeroShotAudioInput) else ["bell", "rain"]
+    guesses = [Guess(label, 1 / (number + 1)) for number, label in enumerate(labels)]
+    yield Answer(to_wire(guesses), {"audio_ms": 500}, 0.5)
+
+
+async def encoder(value: ImageFeaturesInput) -> Work:
+    rows = 1 if value.pool else 3
+    yield Answer(to_wire(Features(rows, array("f", range(2 * rows)).tobytes())), {}, 1.0)
+
+
 def mp4(seed: int) -> bytes:
     """What begins like an MP4, of some kilobytes; the seed is in it."""
     return b"\0\0\0\x20ftypisom" + seed.to_bytes(8, "big", signed=True) * 500
@@ -558,6 +573,9 @@ def mesh() -> MemoryMesh:
             "owlv2": detector,
             "depth-anything": depth_finder,
             "segformer": segmenter,
+            "ast": sorter,
+            "clap": sorter,
+            "dinov2": encoder,
             "wan": filmer,
             "swin2sr": upscaler,
             "wordcount": counter,

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from blip.cli import main
-from blip.cli.ask import cosine
+from blip.cli.ask import Request, cosine
 from blip.cli.up import describe_model
 from blip.client import ModelInfo
 from blip.errors import NodeLost
 from blip.gateway.mesh import Health
 from blip.protocol.messages import Advert, Device, NodeEntry, Replica
-from tests.unit.gateway_mesh import MemoryMesh, failing, mesh, served
+from tests.unit.gateway_mesh import MemoryMesh, failing, mesh, png, served
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +69,49 @@ async def test_run_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["usage"]["completion_tokens"] == 2
     assert answer["finish_reason"] == "stop"
     assert answer["node"]
+
+
+async def test_run_with_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backend = mesh()
+    files = [tmp_path / "one.png", tmp_path / "two.png"]
+    for file, seed in zip(files, (1, 2), strict=True):
+        file.write_bytes(png(8, 8, seed))
+    args = ["--image", str(files[0]), "--image", str(files[1]), "--system", "be kind"]
+    assert await blip(backend, "run", "parrot", "what are these", *args) == 0
+    assert "what are these" in capsys.readouterr().out
+    system, asked = backend.inputs[0].messages
+    assert system.content == "be kind"
+    assert [each.data for each in asked.pictures] == [file.read_bytes() for file in files]
+    assert asked.content.endswith("what are these")
+    assert await blip(backend, "run", "parrot", "x", "--raw", *args) == 1
+    assert "--raw" in capsys.readouterr().err
+    gone = str(tmp_path / "gone.png")
+    assert await blip(backend, "run", "parrot", "x", "--image", gone) == 1
+    assert f"cannot read {gone}" in capsys.readouterr().err
+    files[0].write_bytes(b"no picture")
+    assert await blip(backend, "run", "parrot", "x", *args) == 1
+    assert "is not a PNG, JPEG or WebP picture" in capsys.readouterr().err
+
+
+def test_pictures_go_with_the_first_question_of_a_conversation() -> None:
+    sent: list[Any] = []
+
+    class Client:
+        def chat_stream(self, model: str, messages: Any, **options: Any) -> None:
+            sent.append(messages)
+
+    client: Any = Client()
+    request = Request("m", pictures=[png(8, 8)])
+    turns = [{"role": "user", "content": "a"}]
+    request.stream(client, turns)
+    request.stream(client, [*turns, {"role": "assistant", "content": "b"}, *turns])
+    assert turns == [{"role": "user", "content": "a"}]
+    for messages in sent:
+        part, text = messages[0]["content"]
+        assert (part["type"], text) == ("image_url", "a")
+        assert part["image_url"]["url"].startswith("data:image/png;base64,")
+    assert [turn["role"] for turn in sent[1]] == ["user", "assistant", "user"]
+    assert sent[1][2] == turns[0]
 
 
 async def test_run_raw_and_piped(

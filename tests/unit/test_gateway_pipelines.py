@@ -18,6 +18,7 @@ from blip.client.pipelines import Ranked
 from blip.errors import ContextTooLong, InvalidRequest, NotFound
 from blip.gateway.mesh import Answer, ServedModel
 from blip.gateway.routes.pipelines import TASKS
+from blip.gateway.routes.pipelines.media import MEDIA_TASKS
 from blip.gateway.shares import LEAST, MOST, TURNS, cut, places
 from blip.kinds.pipelines import results_from_wire
 from blip.protocol.messages import Model, NodeEntry
@@ -266,7 +267,7 @@ async def test_unknown_tasks(http: aiohttp.ClientSession) -> None:
     for name, hint in (
         ("text-clasification", "Did you mean 'text-classification'?"),
         ("ner", "It is called token-classification here."),
-        ("object-detection", "/v1/vision/detect"),
+        ("text-to-image", "/v1/images/generations"),
         ("nonsense", "Known are text-classification,"),
     ):
         status, answer = await post(http, f"/v1/pipelines/{name}", model="bert")
@@ -284,7 +285,7 @@ async def test_the_list_of_tasks(several: SeveralDevices) -> None:
         http.get("/v1/pipelines") as response,
     ):
         rows = {row["task"]: row for row in (await response.json())["data"]}
-    assert set(rows) == {task.name for task in TASKS}
+    assert set(rows) == {task.name for task in (*TASKS, *MEDIA_TASKS)}
     assert "bert" in rows["fill-mask"]["models"]
     assert rows["summarization"]["kind"] == "text2text-generation"
     assert rows["summarization"]["models"] == []

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from blip.errors import InvalidRequest
 from blip.kinds import KINDS, input_from_wire, input_to_wire
-from blip.kinds.sounds import MAX_SECONDS, Header, check_sound, read_header
+from blip.kinds.sounds import MAX_SECONDS, TYPICAL_SECONDS, Header, check_sound, read_header
 from blip.kinds.transcription import (
-    TYPICAL_SECONDS,
     Heard,
     Segment,
     Transcript,

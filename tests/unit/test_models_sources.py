@@ -174,10 +174,10 @@ class TestDescribe:
     @pytest.mark.parametrize(
         "config",
         [
-            {"architectures": ["ViTModel"], "model_type": "vit"},
+            {"architectures": ["ViTMAEModel"], "model_type": "vit_mae"},
             {"architectures": ["EncodecModel"]},
             {"architectures": ["LayoutLMForTokenClassification"], "model_type": "layoutlm"},
-            {"architectures": ["HubertForSequenceClassification"], "model_type": "hubert"},
+            {"architectures": ["HubertForXVector"], "model_type": "hubert"},
             {"architectures": []},
             {"architectures": "LlamaForCausalLM"},
             {},
@@ -391,7 +391,7 @@ def cache(tmp_path: Path) -> Path:
     shutil.copytree(TINY_CHAT, add("org--tiny"))
     write_model(add("org--unfinished"), architectures=["LlamaForCausalLM"])
     (folder / "models--org--unfinished" / "snapshots" / COMMIT / "model.safetensors").unlink()
-    write_model(add("org--vision"), architectures=["ViTModel"])
+    write_model(add("org--vision"), architectures=["ViTMAEModel"])
     write_model(add("org--corrupt")).joinpath("config.json").write_text("{")
     write_model(add("org--no-ref", None), architectures=["LlamaForCausalLM"])
     write_model(add("org--bad-ref", "../../x"), architectures=["LlamaForCausalLM"])

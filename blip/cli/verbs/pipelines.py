@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -55,6 +56,12 @@ def pipeline(
         str | None,
         typer.Option("--question", "-q", help="What question-answering looks for in the texts."),
     ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--file", "-f", help="A picture or sound, for tasks that take one; several times."
+        ),
+    ] = None,
     parameter: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", metavar="NAME=VALUE", help="A parameter, such as top_k=3."),
@@ -66,9 +73,9 @@ def pipeline(
     api_key: ApiKey = None,
     json: Json = False,
 ) -> int:
-    """Run one of transformers' tasks on texts: labels, names, gaps, answers, summaries."""
+    """Run one of transformers' tasks on texts or files: labels, names, answers, summaries."""
     from blip.cli import pipelines
 
     options = {"priority": priority, "deadline": deadline, "require": require}
-    asked = pipelines.Asked(task, model, texts, label, question, parameter, options)
+    asked = pipelines.Asked(task, model, texts, label, question, parameter, options, file)
     return pipelines.run(asked, url, api_key, as_json=json)

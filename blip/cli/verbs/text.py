@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,10 @@ def run(
     prompt: Annotated[
         str | None,
         typer.Argument(metavar="[PROMPT]", help="What to say; without it: a conversation."),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", help="A picture for a model that sees; several times."),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     raw: Annotated[
@@ -58,6 +63,7 @@ def run(
         raw,
         {name: value for name, value in sampling.items() if value is not None},
         {"priority": priority, "deadline": deadline, "require": require},
+        ask.read_pictures(image or (), raw=raw),
     )
     return ask.run(request, prompt, url, api_key, as_json=json)
 

@@ -160,8 +160,10 @@ class SegmentRequest(PictureRequest):
         return SegmentationInput(image=self.picture, mode=self.mode, threshold=self.threshold)
 
 
-def split(labels: str | list[str] | None) -> list[str]:
+def split(labels: str | list[str] | None, field: str = "labels") -> list[str]:
     """Return the labels of a request; in one text they are set off by commas, or a JSON list.
+
+    ``field`` is what they are called there.
 
     Raises :class:`~blip.errors.InvalidRequest` for too many or too long ones.
     """
@@ -171,13 +173,13 @@ def split(labels: str | list[str] | None) -> list[str]:
         try:
             listed = json.loads(labels)
         except ValueError as error:
-            raise InvalidRequest(f"'labels' is no JSON list: {error}.", param="labels") from None
+            raise InvalidRequest(f"'{field}' is no JSON list: {error}.", param=field) from None
         found = [str(each) for each in listed if each]
     else:
         found = [label for each in labels.split(",") if (label := each.strip())]
     if len(found) > MAX_LABELS or any(len(label) > 256 for label in found):
         raise InvalidRequest(
-            f"'labels': {MAX_LABELS} of 256 characters are the most.", param="labels"
+            f"'{field}': {MAX_LABELS} of 256 characters are the most.", param=field
         )
     return found
 

@@ -49,6 +49,44 @@ SOUND_ENCODERS = frozenset(
     }
 )
 
+#: Encoders of pictures whose architecture is called ``XModel``. Masked autoencoders are not among
+#: them: they look at parts of a picture that they choose by chance.
+PICTURE_ENCODERS = frozenset(
+    {
+        "beit",
+        "clip_vision_model",
+        "convnext",
+        "convnextv2",
+        "cvt",
+        "data2vec-vision",
+        "deit",
+        "dinov2",
+        "dinov2_with_registers",
+        "dinov3_convnext",
+        "dinov3_vit",
+        "efficientnet",
+        "focalnet",
+        "hiera",
+        "ijepa",
+        "levit",
+        "mobilenet_v1",
+        "mobilenet_v2",
+        "mobilevit",
+        "mobilevitv2",
+        "poolformer",
+        "pvt",
+        "pvt_v2",
+        "regnet",
+        "resnet",
+        "segformer",
+        "siglip_vision_model",
+        "swin",
+        "swinv2",
+        "vit",
+        "vit_msn",
+    }
+)
+
 #: Encoders of text that also read where on a page it stands.
 PAGE_ENCODERS = frozenset({"bros", "layoutlm", "layoutlmv2", "layoutlmv3", "lilt", "markuplm"})
 
@@ -170,6 +208,14 @@ HEADS: tuple[Head, ...] = (
     Head(("ForDepthEstimation",), ("depth",), "depth estimators"),
     Head(("ForImageSuperResolution",), ("upscale",), "super-resolution models"),
     Head(_SEGMENTERS, ("segmentation",), "image segmenters"),
+    Head(("Model",), ("image-feature-extraction",), "encoders of pictures", PICTURE_ENCODERS),
+    Head(("ForAudioClassification",), ("audio-classification",), "classifiers of sounds"),
+    Head(_SEQUENCES, ("audio-classification",), "classifiers of sounds", SOUND_ENCODERS),
+    Head(
+        ("ClapModel",),
+        ("zero-shot-audio-classification",),
+        "models that compare sounds with texts",
+    ),
     Head(("WhisperForConditionalGeneration",), ("transcription", "translation"), "Whisper"),
     Head(("ForCTC",), ("transcription",), "speech recognisers with a CTC head"),
     Head(("VitsModel", "SpeechT5ForTextToSpeech"), ("speech",), "speech models"),

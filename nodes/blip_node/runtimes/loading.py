@@ -61,6 +61,22 @@ def load_model(
     :class:`~blip.errors.ModelLoadFailed` with the reason, also for a model that cannot be
     quantised and was to be, or ``NoCapacity`` when it does not fit.
     """
+    return load_partly(spec, cls, report, folder=folder, unused=unused, quantise=quantise)[0]
+
+
+def load_partly(
+    spec: LoadSpec,
+    cls: str,
+    report: Callable[[float], None],
+    *,
+    folder: Path | None = None,
+    unused: Sequence[str] = _UNUSED,
+    quantise: bool = True,
+) -> tuple[Any, frozenset[str]]:
+    """Load a model as :func:`load_model` does; also return which ``unused`` weights are missing.
+
+    In their place it has random numbers.
+    """
     import torch
     import transformers
 
@@ -87,7 +103,8 @@ def load_model(
         if quantise and _not_quantised(error):
             raise _cannot_quantise(spec) from error
         raise load_failure(spec, error) from error
-    missing = sorted(k for k in info["missing_keys"] if not any(u in k for u in unused))
+    absent = frozenset(k for k in info["missing_keys"] if any(u in k for u in unused))
+    missing = sorted(set(info["missing_keys"]) - absent)
     if missing:
         # transformers would go on with random numbers in their place
         raise ModelLoadFailed(
@@ -97,7 +114,7 @@ def load_model(
     if quantise and not quantized(model):
         raise _cannot_quantise(spec)
     report(0.9)
-    return model.eval()
+    return model.eval(), absent
 
 
 def _not_quantised(error: Exception) -> bool:

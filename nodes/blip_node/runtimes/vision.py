@@ -1,4 +1,6 @@
-"""``detection``, ``image-classification``, ``depth``, ``segmentation``: what is in a picture."""
+"""What is in a picture: ``detection``, ``image-classification``, ``depth``, ``segmentation``,
+``image-feature-extraction``.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ class VisionRuntime:
         "image-classification",
         "depth",
         "segmentation",
+        "image-feature-extraction",
     )
     preload: ClassVar[tuple[str, ...]] = (
         "torch",

@@ -1,4 +1,4 @@
-"""``POST /v1/pipelines/{task}``: transformers' tasks on text, an operation each."""
+"""``POST /v1/pipelines/{task}``: transformers' tasks on texts and files, an operation each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from blip.gateway.api import Operation, OperationHandler
 from blip.gateway.exchange import Exchange
 from blip.gateway.routes import about
 from blip.gateway.routes.failures import TEXT_FAILURES
-from blip.gateway.routes.pipelines import answers, requests
+from blip.gateway.routes.pipelines import answers, media, requests
+from blip.gateway.routes.pipelines.media import MEDIA_TASKS, MediaTask
 from blip.kinds.pipelines import results_from_wire
 
 ROOT = "/v1/pipelines"
@@ -109,24 +110,29 @@ TASKS = (
 )
 
 #: transformers' other names of the same.
-ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
+ALIASES = {
+    "ner": "token-classification",
+    "sentiment-analysis": "text-classification",
+    "text-to-audio": "text-to-speech",
+}
 
 #: Where else it is done, by transformers' names.
 ELSEWHERE = {
-    "automatic-speech-recognition": "POST /v1/audio/transcriptions",
-    "depth-estimation": "POST /v1/vision/depth",
-    "image-classification": "POST /v1/vision/classify",
-    "image-segmentation": "POST /v1/vision/segment",
     "image-text-to-text": "POST /v1/chat/completions",
-    "image-to-text": "POST /v1/vision/caption",
-    "object-detection": "POST /v1/vision/detect",
+    "image-to-image": "POST /v1/images/upscale",
     "sentence-similarity": "POST /v1/rerank",
     "text-generation": "POST /v1/completions",
-    "text-to-audio": "POST /v1/audio/speech",
     "text-to-image": "POST /v1/images/generations",
-    "text-to-speech": "POST /v1/audio/speech",
-    "zero-shot-image-classification": "POST /v1/vision/classify",
-    "zero-shot-object-detection": "POST /v1/vision/detect",
+    "visual-question-answering": "POST /v1/chat/completions, with a picture in a message",
+}
+
+#: What is not done, and why.
+ABSENT = {
+    "document-question-answering": "transformers' needs an OCR engine beside the model; ask a chat "
+    "model that sees: POST /v1/chat/completions with the page as a picture",
+    "mask-generation": "its masks have no names; POST /v1/pipelines/image-segmentation has",
+    "table-question-answering": "transformers' needs pandas; ask a chat model, the table as text",
+    "video-classification": "no library that blip builds on decodes videos for it",
 }
 
 
@@ -154,6 +160,7 @@ class PipelineEntry(BaseModel):
     kind: str
     """What GET /v1/models calls it."""
     models: list[str]
+    """Those of the kind; of a zero-shot task some may have classes of their own instead."""
 
 
 class PipelineList(BaseModel):
@@ -175,7 +182,7 @@ async def index(exchange: Exchange) -> web.StreamResponse:
                 kind=task.body.kind.name,
                 models=[model.name for model in served if task.body.kind.name in model.kinds],
             )
-            for task in TASKS
+            for task in (*TASKS, *MEDIA_TASKS)
         ]
     )
     return web.Response(text=view.model_dump_json(), content_type="application/json")
@@ -184,7 +191,7 @@ async def index(exchange: Exchange) -> web.StreamResponse:
 async def unknown(exchange: Exchange) -> web.StreamResponse:
     """Answer for a task that blip does not know, with those that it does."""
     given = exchange.request.match_info["task"]
-    names = [task.name for task in TASKS]
+    names = [task.name for task in (*TASKS, *MEDIA_TASKS)]
     if given in names:  # it was the method that is wrong
         return await about.unknown(exchange)
     hint = f"Known are {', '.join(names)}."
@@ -192,6 +199,8 @@ async def unknown(exchange: Exchange) -> web.StreamResponse:
         hint = f"It is {ELSEWHERE[given]}."
     elif given in ALIASES:
         hint = f"It is called {ALIASES[given]} here."
+    elif given in ABSENT:
+        hint = f"It is not done here: {ABSENT[given]}."
     elif near := difflib.get_close_matches(given, names, n=1):
         hint = f"Did you mean '{near[0]}'? {hint}"
     raise NotFound(f"There is no pipeline '{given}'.", hint=hint, param="task")
@@ -230,11 +239,11 @@ def handler_of(task: Task) -> OperationHandler:
     return run
 
 
-def _operation(task: Task) -> Operation:
+def _operation(task: Task | MediaTask) -> Operation:
     return Operation(
         "POST",
         f"{ROOT}/{task.name}",
-        handler_of(task),
+        handler_of(task) if isinstance(task, Task) else media.handler_of(task),
         task.summary,
         "pipelines",
         body=task.body,
@@ -248,6 +257,7 @@ def _operation(task: Task) -> Operation:
 OPERATIONS = (
     Operation("GET", ROOT, index, "List the pipelines", "pipelines", answer=PipelineList),
     *map(_operation, TASKS),
+    *map(_operation, MEDIA_TASKS),
 )
 
 #: Not in the document of the API: it is what is not there.

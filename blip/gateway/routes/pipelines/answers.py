@@ -38,7 +38,7 @@ class PipelineLabel(BaseModel):
 
 
 class PipelineLabels(PipelineAnswer):
-    """The labels of each text, best first."""
+    """The labels of each input, best first."""
 
     results: list[list[PipelineLabel]]
 
@@ -118,7 +118,7 @@ class PipelineSpans(PipelineAnswer):
 
 
 class PipelineFeatures(PipelineAnswer):
-    """A vector for each token of each text, the model's own markers included."""
+    """A vector for each token of each text, or patch of a picture, the model's markers included."""
 
     results: list[list[list[float]]]
 

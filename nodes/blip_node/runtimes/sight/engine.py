@@ -16,7 +16,7 @@ from blip_node.runtimes.base import Job, LoadSpec, Outcome
 from blip_node.runtimes.diffusion.pictures import open_source
 from blip_node.runtimes.lane import Lane
 from blip_node.runtimes.loading import read_config
-from blip_node.runtimes.sight import classify, depth, detect, segment
+from blip_node.runtimes.sight import classify, depth, detect, features, segment
 
 
 class Task(Protocol):
@@ -33,6 +33,7 @@ LOADERS: dict[str, Callable[[LoadSpec, str, Callable[[float], None]], Task]] = {
     "detection": detect.load,
     "depth": depth.load,
     "segmentation": segment.load,
+    "image-feature-extraction": features.load,
 }
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from blip_node.models.files import read_object
+from blip_node.runtimes import loading
 from blip_node.runtimes.base import LoadSpec
-from blip_node.runtimes.loading import load_model, load_part
+from blip_node.runtimes.loading import load_part
 
 #: What transformers calls the part of a processor that reads videos.
 _VIDEOS = "video_processor"
@@ -17,13 +18,23 @@ _VIDEOS = "video_processor"
 def load_seeing(
     spec: LoadSpec, auto_class: str, processor_class: str, report: Callable[[float], None]
 ) -> tuple[Any, Any]:
+    """Load a snapshot's model and its processor; see :func:`load_partly`."""
+    model, processor, _ = load_partly(spec, auto_class, processor_class, report)
+    return model, processor
+
+
+def load_partly(
+    spec: LoadSpec, auto_class: str, processor_class: str, report: Callable[[float], None]
+) -> tuple[Any, Any, frozenset[str]]:
     """Load a snapshot's model and its processor, by the names of transformers' ``Auto`` classes.
 
-    See :func:`blip_node.runtimes.loading.load_model`, also for what is raised.
+    Also returns the names of weights that the files lack and hardly any task uses. See
+    :func:`blip_node.runtimes.loading.load_partly`, also for what is raised.
     """
     processor = _processor(spec, processor_class)
     report(0.1)
-    return load_model(spec, auto_class, report), processor
+    model, absent = loading.load_partly(spec, auto_class, report)
+    return model, processor, absent
 
 
 def _processor(spec: LoadSpec, auto_class: str) -> Any:
