@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
@@ -10,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from blip.bench.freed import Row as Freed
 from blip.bench.placement import KIB, MICRO, Spread, Weight
 from blip.bench.placement import Row as Decisions
 from blip.bench.report import Aim, Figure, Quartiles, Row
@@ -188,6 +190,27 @@ def text(rows: Sequence[Speed]) -> list[Table]:
                 _number(row.mesh.cpu, _MICRO),
             )
     return [runtime, mesh] if mesh.row_count else [runtime]
+
+
+def cancels(rows: Sequence[Freed]) -> Table:
+    """Return the table of how soon slots are free after a connection is closed."""
+    table = _table("cancel", "model", "a step is", "step ms", "alone ms", "noise", "freed ms",
+                   "worst", "within")  # fmt: skip
+    for row in rows:
+        enough = row.freed and row.within == len(row.freed)
+        freed = statistics.median(row.freed) if row.freed else math.nan
+        table.add_row(
+            row.kind,
+            row.model,
+            row.step,
+            _number(row.seconds, _MILLI),
+            _number(statistics.median(row.alone), _MILLI),
+            _number(row.noise, _MILLI),
+            _number(freed, _MILLI),
+            _number(max(row.freed, default=math.nan), _MILLI),
+            Text(f"{row.within} of {len(row.freed)}", "green" if enough else "red"),
+        )
+    return table
 
 
 def _spread(spread: Spread) -> tuple[str, str]:

@@ -97,3 +97,20 @@ def bench_image(
     from blip.bench import image
 
     return image.main(model=model, device=device, steps=steps, rounds=rounds, as_json=json)
+
+
+@bench_app.command("cancel")
+def bench_cancel(
+    kinds: Annotated[
+        str, typer.Option("--kinds", metavar="NAMES", help="Only these, such as chat,image.")
+    ] = "",
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, max=1000, help="Connections closed of each kind.")
+    ] = 9,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> int:
+    """Measure how soon a slot is free after a client has gone."""
+    from blip.bench import cancel
+
+    return cancel.main(config=config, kinds=kinds, rounds=rounds, as_json=json)

@@ -36,19 +36,31 @@ class Lane:
     async def run(self, job: Job, work: Callable[[Job], T]) -> T:
         """Return what ``work`` makes of a job; it should call :meth:`look` between its steps.
 
-        Raises a :class:`~blip.errors.BlipError`: whatever else it raises is explained by
+        A job that is cancelled while another one has the thread ends at once. Raises a
+        :class:`~blip.errors.BlipError`: whatever else it raises is explained by
         :func:`~blip_node.runtimes.loading.failure`.
         """
         try:
             future = self._thread.submit(self._work, job, work)
         except RuntimeError:  # the executor was shut down
             raise self._unloaded() from None
-        return await asyncio.wrap_future(future)
+
+        def wake() -> None:
+            if job.cancelled:
+                future.cancel()  # without effect once it runs: then it looks
+
+        job.on_change(wake)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if job.cancelled and future.cancelled():
+                raise self._gone() from None
+            raise
 
     def look(self, job: Job) -> None:
         """Raise :class:`~blip.errors.Cancelled` or ``WorkerCrashed`` if a job need not go on."""
         if job.cancelled:
-            raise Cancelled("the client went away")
+            raise self._gone()
         if self._closed:
             raise self._unloaded()
 
@@ -63,6 +75,10 @@ class Lane:
             return work(job)
         except Exception as error:
             raise failure(error) from error
+
+    @staticmethod
+    def _gone() -> Cancelled:
+        return Cancelled("the client went away")
 
     @staticmethod
     def _unloaded() -> WorkerCrashed:

@@ -92,7 +92,10 @@ class Moderator:
         return Outcome(verdicts_to_wire(verdicts), {"prompt_tokens": tokens}, units)
 
     def _judge_texts(self, job: Job, texts: Sequence[str]) -> tuple[list[Verdict], int]:
-        cut = [self._pieces(text) for text in texts]
+        cut = []
+        for text in texts:
+            self._lane.look(job)  # cutting up the longest takes as long as reading a batch
+            cut.append(self._pieces(text))
         pieces = [piece for each in cut for piece in each]
         chances: list[list[float]] = [[] for _ in pieces]
         for batch in batches([len(piece) for piece in pieces]):
@@ -107,9 +110,10 @@ class Moderator:
 
     def _judge_pictures(self, job: Job, files: Sequence[bytes]) -> list[Verdict]:
         verdicts: list[Verdict] = []
-        pictures = [
-            open_picture(file, f"images.{at}").convert("RGB") for at, file in enumerate(files)
-        ]
+        pictures = []
+        for at, file in enumerate(files):
+            self._lane.look(job)
+            pictures.append(open_picture(file, f"images.{at}").convert("RGB"))
         for at in range(0, len(pictures), _PICTURES):
             self._lane.look(job)
             rows = self._see(pictures[at : at + _PICTURES])

@@ -64,8 +64,12 @@ class Engine:
         synthesizer = self._synthesizer
         voice = choose(synthesizer.voices, wishes.voice)
         rate = fit_rate(wishes.format, wishes.sample_rate, synthesizer.rate)
-        found = (synthesizer.read(piece, lenient=wishes.lenient) for piece in split(wishes.text))
-        sentences = [sentence for sentence in found if sentence is not None]
+        sentences = []
+        for piece in split(wishes.text):
+            self._lane.look(job)  # a long text takes espeak a second or two
+            sentence = synthesizer.read(piece, lenient=wishes.lenient)
+            if sentence is not None:
+                sentences.append(sentence)
         if not sentences:
             raise InvalidRequest(
                 "'input' has nothing in it that this voice can say.", param="input"
