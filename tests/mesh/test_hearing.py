@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import openai
 import pytest
@@ -42,78 +40,12 @@ async def client_of(rig: Rig) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 @pytest.mark.timeout(180)
-# OpenAI is giving translations up; its client still has them
-@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 async def test_hearing() -> None:
     """One mesh for all: bringing up two that listen takes longer than everything they do."""
     async with Rig(nodes=2, models=DTMF, request_timeout=50.0) as rig:
-        await openais_client_gets_transcripts(rig)
         await a_stream_tells_what_was_heard_so_far(rig)
         await a_node_that_dies_costs_a_transcript_nothing_but_time(rig)
         await going_away_frees_the_slot_within_a_window(rig)  # one node is left
-
-
-async def openais_client_gets_transcripts(rig: Rig) -> None:
-    async with client_of(rig) as client:
-        transcribe = client.audio.transcriptions.create
-        for format, ending in (("WAV", "wav"), ("MP3", "mp3"), ("FLAC", "flac"), ("OGG", "ogg")):
-            file = (f"keys.{ending}", keys_file(KEYS, format))
-            answer = await transcribe(model="tiny-dtmf", file=file)
-            assert answer.text == SAID
-        assert answer.usage is not None
-        assert answer.usage.type == "duration"
-        file = ("keys.wav", keys_file(KEYS))
-        text = await transcribe(model="tiny-dtmf", file=file, response_format="text")
-        assert text == f"{SAID}\n"
-
-        srt = await transcribe(model="tiny-dtmf", file=file, response_format="srt")
-        cues = re.findall(
-            r"(\d+)\n00:00:(\d\d,\d{3}) --> 00:00:(\d\d,\d{3})\n(\S+)\n(?:\n|$)", str(srt)
-        )
-        assert [(number, said) for number, _, _, said in cues] == [
-            ("1", "5551234"),
-            ("2", "0800"),
-        ]
-        vtt = await transcribe(model="tiny-dtmf", file=file, response_format="vtt")
-        assert str(vtt).startswith("WEBVTT\n\n00:00:00.")
-        assert re.findall(r"^\d+$", str(vtt), re.MULTILINE) == ["5551234", "0800"]
-
-        verbose = await transcribe(
-            model="tiny-dtmf",
-            file=file,
-            response_format="verbose_json",
-            timestamp_granularities=["word", "segment"],
-        )
-        assert verbose.text == SAID
-        assert verbose.duration == pytest.approx(3.03, abs=0.01)
-        assert verbose.segments is not None
-        assert verbose.words is not None
-        first, second = verbose.segments
-        assert (first.text, second.text) == ("5551234", "0800")
-        # a key is pressed for 0.12 s and followed by 0.06 s of silence, from 0.05 s on
-        assert first.start == pytest.approx(0.05, abs=0.1)
-        assert first.end == pytest.approx(1.25, abs=0.1)
-        assert second.start == pytest.approx(2.31, abs=0.1)
-        assert [word.word for word in verbose.words] == ["5551234", "0800"]
-        # what a CTC model does not know of itself is not made up
-        assert {"avg_logprob", "no_speech_prob"}.isdisjoint(first.to_dict())
-        assert "language" not in verbose.to_dict()
-
-        for field, fields in (
-            ("language", {"language": "de"}),
-            ("prompt", {"prompt": "keys"}),
-            ("include", {"include": ["logprobs"]}),
-            ("file", {"file": ("cut.wav", keys_file(KEYS)[:-5000])}),
-            ("file", {"file": ("cut.flac", keys_file(KEYS, "FLAC")[:-5000])}),
-            ("file", {"file": ("noise.mp3", bytes(range(256)) * 40)}),
-        ):
-            asked: dict[str, Any] = {"model": "tiny-dtmf", "file": file, **fields}
-            with pytest.raises(openai.BadRequestError) as caught:
-                await transcribe(**asked)
-            body: Any = caught.value.body
-            assert body["param"] == field
-        with pytest.raises(openai.NotFoundError, match="translation"):
-            await client.audio.translations.create(model="tiny-dtmf", file=file)
 
 
 async def a_stream_tells_what_was_heard_so_far(rig: Rig) -> None:

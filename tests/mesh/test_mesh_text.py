@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 from pathlib import Path
 from shutil import copytree
@@ -12,8 +11,6 @@ import pytest
 from blip.errors import ContextTooLong, ModelLoadFailed
 from blip.gateway.call import LiveCall
 from blip.kinds.chat import ChatInput, ChatMessage
-from blip.kinds.completion import CompletionInput
-from blip.kinds.embedding import EmbeddingInput, EmbeddingText
 from blip.kinds.text import delta_from_wire, finish_from_wire
 from tests.mesh.rig import ECHO, MODELS, TINY, Rig
 
@@ -37,27 +34,6 @@ async def text_of(call: LiveCall) -> tuple[str, list[int]]:
             ids += delta.ids
     finish = finish_from_wire((await call.answer()).payload)
     return text + finish.text, ids + finish.ids
-
-
-async def test_chat_completion_and_embedding() -> None:
-    async with Rig(models=TINY) as rig:
-        call = rig.call("chat", "tiny-chat", chat("What is the capital of Japan?"))
-        text, ids = await text_of(call)
-        assert text == "The capital of Japan is Tokyo."
-        usage = (await call.answer()).usage
-        assert usage["completion_tokens"] == len(ids)
-        call = rig.call(
-            "completion", "tiny-chat", CompletionInput(prompt="Beautiful is", temperature=0.0)
-        )
-        assert (await text_of(call))[0].strip()
-        texts: list[EmbeddingText] = ["the cat sleeps", "the dog sleeps", "prices fell"]
-        answer = await rig.call("embedding", "tiny-embed", EmbeddingInput(texts=texts)).answer()
-        numbers = array.array("f", bytes(answer.payload))
-        assert len(numbers) % 3 == 0
-        size = len(numbers) // 3
-        for row in range(3):
-            norm = sum(x * x for x in numbers[row * size : (row + 1) * size])
-            assert norm == pytest.approx(1.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "seed": 7}])

@@ -9,16 +9,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import numpy
 import openai
 import pytest
 import soundfile
 
 from blip.errors import Cancelled, NodeLost
 from blip.gateway.settings import GatewaySettings
-from blip.kinds.speech import PCM_RATE, SpeechInput, piece_from_wire
+from blip.kinds.speech import SpeechInput, piece_from_wire
 from tests.mesh.rig import Rig
-from tests.models.random_voices import RATE, make_vits
+from tests.models.random_voices import make_vits
 from tests.unit.gateway_mesh import served
 
 TEXT = "the quick brown fox is here. and then the lazy dog comes over to it. and why not?"
@@ -35,16 +34,11 @@ async def client_of(rig: Rig) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-def heard(file: bytes, format: str) -> tuple[Any, int]:
+def heard(file: bytes) -> Any:
     """Decode what was said; check that it is something."""
-    if format == "pcm":
-        samples, rate = numpy.frombuffer(file, "<i2") / 32768, PCM_RATE
-    else:
-        samples, rate = soundfile.read(io.BytesIO(file))
-    assert samples.ndim == 1
-    assert numpy.isfinite(samples).all()
+    samples, _ = soundfile.read(io.BytesIO(file))
     assert samples.std() > 0.01
-    return samples, rate
+    return samples
 
 
 @pytest.mark.timeout(180)
@@ -52,52 +46,9 @@ async def test_speech(tmp_path: Path) -> None:
     """One mesh for all: bringing one up takes longer than everything it says."""
     models = {"voice": {"source": str(make_vits(tmp_path / "voice", speakers=3)), "preload": True}}
     async with Rig(nodes=2, models=models) as rig:
-        await openais_client_gets_every_format(rig)
         await pieces_come_while_the_rest_is_made(rig)
         await a_node_that_dies_is_replaced_at_the_sentence(rig)
         await going_away_frees_the_voice(rig)  # one node is left
-
-
-async def openais_client_gets_every_format(rig: Rig) -> None:
-    async with client_of(rig) as client:
-
-        async def say(**fields: Any) -> bytes:
-            asked: dict[str, Any] = {"input": TEXT, "voice": "alloy", **fields}
-            extra = {"seed": asked.pop("seed", 5)}
-            answer = await client.audio.speech.create(model="voice", extra_body=extra, **asked)
-            return answer.content
-
-        wav, rate = heard(await say(response_format="wav"), "wav")
-        assert rate == RATE
-        seconds = len(wav) / rate
-        for format, wanted in (("mp3", RATE), ("opus", RATE), ("flac", RATE), ("pcm", PCM_RATE)):
-            samples, rate = heard(await say(response_format=format), format)
-            assert rate == wanted, format
-            assert len(samples) / rate == pytest.approx(seconds, abs=0.2), format
-            if format == "flac":
-                assert abs(samples - wav).max() < 1e-4
-        assert await say() == await say(response_format="mp3")  # mp3, as with OpenAI
-
-        again, _ = heard(await say(response_format="wav"), "wav")
-        assert (again == wav).all()
-        other, _ = heard(await say(response_format="wav", seed=6), "wav")
-        assert len(other) != len(wav) or (other != wav).any()
-        fast, _ = heard(await say(response_format="wav", speed=2.0), "wav")
-        assert len(fast) == pytest.approx(len(wav) / 2, rel=0.15)
-        second, _ = heard(await say(response_format="wav", voice="1"), "wav")
-        assert len(second) != len(wav) or (second != wav).any()
-
-        for field, fields, says in (
-            ("voice", {"voice": "nobody"}, "0, 1, 2"),
-            ("input", {"input": "hello. größe, 日本"}, "本"),
-            ("input", {"input": "... !"}, "nothing"),
-            ("response_format", {"response_format": "aac"}, "opus"),
-        ):
-            with pytest.raises(openai.BadRequestError) as caught:
-                await say(**fields)
-            body: Any = caught.value.body
-            assert body["param"] == field
-            assert says in body["message"] + str(body["hint"])
 
 
 async def pieces_come_while_the_rest_is_made(rig: Rig) -> None:
@@ -106,18 +57,18 @@ async def pieces_come_while_the_rest_is_made(rig: Rig) -> None:
     parts = [piece_from_wire(part).data async for batch in call.parts() for part in batch]
     answer = await call.answer()
     assert len(parts) == 3  # a sentence each
-    streamed, _ = heard(b"".join([*parts, answer.payload]), "wav")
+    streamed = heard(b"".join([*parts, answer.payload]))
     assert answer.usage["samples"] == len(streamed)
     call = rig.call("speech", "voice", asked.model_copy(update={"whole": True}))
     whole = await call.answer()
     assert [part async for part in call.parts()] == []
-    assert (heard(bytes(whole.payload), "wav")[0] == streamed).all()
+    assert (heard(bytes(whole.payload)) == streamed).all()
 
 
 async def a_node_that_dies_is_replaced_at_the_sentence(rig: Rig) -> None:
     asked = SpeechInput(text=LONG, seed=5)
     whole = await rig.call("speech", "voice", asked.model_copy(update={"whole": True})).answer()
-    expected, _ = heard(bytes(whole.payload), "wav")
+    expected = heard(bytes(whole.payload))
     async with client_of(rig) as client:
         first, name = b"", ""
         asking = client.audio.speech.with_streaming_response.create(
@@ -136,7 +87,7 @@ async def a_node_that_dies_is_replaced_at_the_sentence(rig: Rig) -> None:
     (ended, *_) = rig.dispatcher.tasks()
     assert (ended.state, ended.attempt) == ("succeeded", 2)
     assert ended.node != name
-    resumed, _ = heard(first, "wav")
+    resumed = heard(first)
     assert len(resumed) == len(expected)
     assert (resumed == expected).all()
 

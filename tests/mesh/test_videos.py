@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from pathlib import Path
 from typing import Any
 
-import av
 import openai
 import pytest
 
@@ -16,7 +14,7 @@ from blip.kinds.image import step_from_wire
 from blip.kinds.video import VideoInput
 from tests.mesh.rig import Rig
 from tests.models.random_videos import make_video_pipeline
-from tests.unit.gateway_mesh import png, served
+from tests.unit.gateway_mesh import served
 
 # OpenAI means to switch its own Videos API off, and its client says so at every call
 pytestmark = [
@@ -37,30 +35,9 @@ async def test_videos(tmp_path: Path) -> None:
         served(rig.dispatcher, GatewaySettings()) as origin,
         openai.AsyncOpenAI(base_url=f"{origin}/v1", api_key="none", max_retries=0) as client,
     ):
-        await openais_client_gets_videos(client)
         await bad_requests_fail_with_their_field(client)
         await a_node_that_dies_costs_a_video_nothing_but_time(rig)
         await deleting_frees_the_slot_within_a_step(rig, client)  # one node is left
-
-
-async def openais_client_gets_videos(client: openai.AsyncOpenAI) -> None:
-    asked: dict[str, Any] = {"model": "ltx", "prompt": CIRCLE, "size": "64x32"}
-    video = await client.videos.create_and_poll(
-        **asked,
-        input_reference=("first.png", png(16, 16)),
-        poll_interval_ms=20,
-        extra_body=QUICK,
-    )
-    assert video.error is None
-    assert (video.status, video.progress, video.size) == ("completed", 100, "64x32")
-    assert (video.seconds, video.seed) == ("0.36", 3)  # type: ignore[attr-defined]
-    content = (await client.videos.download_content(video.id)).content
-    with av.open(io.BytesIO(content)) as container:
-        frames = list(container.decode(video=0))
-    assert [(frame.width, frame.height) for frame in frames] == [(64, 32)] * 9
-    assert [each.id async for each in client.videos.list()] == [video.id]
-    await client.videos.delete(video.id)
-    assert [each.id async for each in client.videos.list()] == []
 
 
 async def bad_requests_fail_with_their_field(client: openai.AsyncOpenAI) -> None:

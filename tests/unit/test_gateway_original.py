@@ -99,6 +99,20 @@ async def test_fields(http: aiohttp.ClientSession, backend: MemoryMesh) -> None:
     }
 
 
+async def test_names_and_addresses_of_its_other_documents(
+    http: aiohttp.ClientSession, backend: MemoryMesh
+) -> None:
+    # README.md of https://github.com/BitingLip/gateway-manager
+    body = {"model_name": "parrot", "prompt": "a b c", "max_length": 2, "temperature": 0.7}
+    for path in (TEXT, TEXT.removeprefix("/api")):
+        async with http.post(path, json=body) as response:
+            result = (await response.json())["result"]
+        assert (result["generated_text"], result["model_used"]) == ("a b", "parrot")
+    assert [value.max_tokens for value in backend.inputs] == [2, 2]
+    async with http.post(VECTORS.removeprefix("/api"), json={"model": "parrot"}) as response:
+        assert (await response.json())["error"]["code"] == "INVALID_REQUEST"
+
+
 async def test_stream(http: aiohttp.ClientSession) -> None:
     body = {"model": "parrot", "prompt": "Quantum computing is", "stream": True}
     async with http.post(TEXT, json=body) as response:
@@ -182,6 +196,21 @@ async def test_images_with_the_names_of_its_code(
     [
         (TEXT, {"model": "nobody", "prompt": "a"}, 404, "MODEL_NOT_FOUND", "model"),
         (TEXT, {"model": "parrot"}, 400, "INVALID_REQUEST", "prompt"),
+        (TEXT, {"prompt": "a"}, 400, "INVALID_REQUEST", "model"),
+        (
+            TEXT,
+            {"model": "a", "model_name": "b", "prompt": "a"},
+            400,
+            "INVALID_REQUEST",
+            "model_name",
+        ),
+        (
+            TEXT,
+            {"model": "a", "prompt": "a", "max_tokens": 1, "max_length": 1},
+            400,
+            "INVALID_REQUEST",
+            "max_length",
+        ),
         (TEXT, {"model": "parrot", "prompt": "a", "text": "a"}, 400, "INVALID_REQUEST", "text"),
         (TEXT, {"model": "parrot", "prompt": "a", "n": 1}, 400, "INVALID_REQUEST", "n"),
         (IMAGES, {"model": "toy-shapes"}, 400, "INVALID_REQUEST", "prompt"),

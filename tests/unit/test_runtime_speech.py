@@ -119,6 +119,10 @@ def test_choosing_a_voice() -> None:
     many = [f"speaker {number}" for number in range(100)] + ["echo"]
     assert choose(many, "echo") == "echo"  # OpenAI's name, and one of ours
     assert {choose(many, name) for name in (OPENAI | {None, "default"}) - {"echo"}} == {many[0]}
+    assert choose(many, "speaker_7") == "speaker 7"  # BitingLip counts
+    for beyond in ("speaker_101", "speaker_", "speaker_-1"):
+        with pytest.raises(InvalidRequest):
+            choose(many, beyond)
     with pytest.raises(InvalidRequest) as caught:
         choose(many, "speaker 100")
     assert "speaker 29, ... (101 in all)" in caught.value.hint

@@ -35,18 +35,25 @@ _TEMPERATURE = 0.7
 _TOP_P = 0.9
 _TOP_K = 50
 
+#: Two names of one thing each.
+_NAMES = (("model", "model_name"), ("prompt", "text"), ("max_tokens", "max_length"))
+
 
 class TextGenerationRequest(Request):
     """A prompt to continue."""
 
-    model: ModelName
+    model: ModelName | None = None
     """A name from GET /v1/models."""
+    model_name: ModelName | None = None
+    """The name that the README of BitingLip's gateway has for the model."""
     prompt: str | None = None
     """The text to continue."""
     text: str | None = None
     """The name that BitingLip's code has for the prompt."""
-    max_tokens: MaxTokens = _MAX_TOKENS
-    """Most tokens of the answer."""
+    max_tokens: MaxTokens | None = None
+    """Most tokens of the answer; 512 by default."""
+    max_length: MaxTokens | None = None
+    """The name that the README of BitingLip's gateway has for max_tokens."""
     temperature: Temperature = _TEMPERATURE
     """0 takes the likeliest token always."""
     top_p: TopP = _TOP_P
@@ -64,17 +71,21 @@ class TextGenerationRequest(Request):
     do_sample: Annotated[Any, Ignored()] = None
 
     def check(self, at: str = "") -> None:
-        """Raise :class:`~blip.errors.InvalidRequest` unless there is one prompt."""
+        """Raise :class:`~blip.errors.InvalidRequest` unless each thing is said once."""
         super().check(at)
-        if self.prompt is None and self.text is None:
-            raise InvalidRequest("'prompt' is missing.", param="prompt")
-        if self.prompt is not None and self.text is not None:
-            raise InvalidRequest("'prompt' and 'text' are the same; send one.", param="text")
+        for one, other in _NAMES:
+            said = getattr(self, one) is not None, getattr(self, other) is not None
+            if all(said):
+                raise InvalidRequest(
+                    f"'{one}' and '{other}' are the same; send one.", param=at + other
+                )
+            if not any(said) and one != "max_tokens":
+                raise InvalidRequest(f"'{one}' is missing.", param=at + one)
 
     def task(self) -> CompletionInput:
         """Return the input of the task."""
         sampling = wishes(
-            max_tokens=self.max_tokens,
+            max_tokens=self.max_tokens or self.max_length or _MAX_TOKENS,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
@@ -144,7 +155,8 @@ async def create(exchange: Exchange, body: TextGenerationRequest) -> web.StreamR
     Defaults are those of its API reference: 512 tokens, temperature 0.7, top_p 0.9, top_k 50. Each
     event of a stream repeats the text so far, so long answers are better streamed elsewhere.
     """
-    exchange.start(COMPLETION, body.model, [body.task()])
+    model = body.model or body.model_name or ""
+    exchange.start(COMPLETION, model, [body.task()])
     if body.stream:
         return await stream(exchange, Events(), 1, usage=False, framing=FRAMING)
     (draft,) = await collect(exchange)
@@ -152,7 +164,7 @@ async def create(exchange: Exchange, body: TextGenerationRequest) -> web.StreamR
         generated_text=draft.text,
         tokens_generated=usage_of(exchange.answers, 1).completion_tokens,
         finish_reason=draft.reason,
-        model_used=body.model,
+        model_used=model,
     )
     answer = TextGeneration(result=result, **finished(exchange))
     return web.Response(text=answer.model_dump_json(), content_type="application/json")

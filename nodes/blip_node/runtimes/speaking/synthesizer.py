@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +31,9 @@ OPENAI = frozenset(
         "verse",
     }
 )
+
+#: BitingLip's documents count voices from 0; there are none with more digits.
+_COUNTED = re.compile(r"speaker_(\d{1,4})", re.ASCII)
 
 #: Voices that an error lists; some models have hundreds.
 _LISTED = 30
@@ -87,6 +91,9 @@ def choose(voices: Sequence[str], asked: str | None) -> str:
         return asked
     if asked == DEFAULT or asked in OPENAI:
         return voices[0]
+    counted = _COUNTED.fullmatch(asked)
+    if counted and int(counted[1]) < len(voices):
+        return voices[int(counted[1])]
     listed = ", ".join(voices[:_LISTED])
     more = f", ... ({len(voices)} in all)" if len(voices) > _LISTED else ""
     raise InvalidRequest(
