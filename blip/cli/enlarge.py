@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from blip.cli import paint, render
+from blip.cli import files, paint, render
 from blip.client import Blip
 from blip.errors import ConfigError, ModelNotFound
 
@@ -31,8 +31,8 @@ def run(
         raise ConfigError("--out - writes the picture and nothing else", param="--out")
     if enhance and scale is not None:
         raise ConfigError("--enhance keeps a picture's size", param="--scale")
-    format = paint.format_of(out)
-    image = paint.read(source) or b""
+    format = files.format_of(out, paint.FORMATS) or "png"
+    image = files.read(source)
     options = {"output_format": None if format == "png" else format}
     with Blip(url, api_key) as client:
         chosen = model or _only_model(client)
@@ -43,9 +43,10 @@ def run(
     if to_stdout:
         sys.stdout.buffer.write(answer.file)
         return 0
-    path = out or _free(source, "enhanced" if enhance else "upscaled")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(answer.file)
+    path = out or files.free(
+        source.with_name(f"{source.stem}-{'enhanced' if enhance else 'upscaled'}.png")
+    )
+    files.write(path, answer.file)
     if as_json:
         origin = answer.origin
         render.print_json(
@@ -77,13 +78,3 @@ def _only_model(client: Blip) -> str:
         param="--model",
         hint=f"Choose one with --model: {', '.join(able)}.",
     )
-
-
-def _free(source: Path, what: str) -> Path:
-    """Return a name beside the source that no file has."""
-    path = source.with_name(f"{source.stem}-{what}.png")
-    number = 1
-    while path.exists():
-        path = source.with_name(f"{source.stem}-{what}-{number}.png")
-        number += 1
-    return path

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blip.cli import render
+from blip.cli import files, render
 from blip.client import Blip, VideoProgress
-from blip.errors import ConfigError, InvalidRequest
+from blip.errors import ConfigError
 
 #: Formats by the ending of a file's name, and endings by what a file is.
 _FORMATS = {".mp4": "mp4", ".webp": "webp", ".gif": "gif", ".png": "apng", ".apng": "apng"}
 _ENDINGS = {"video/mp4": "mp4", "image/webp": "webp", "image/gif": "gif", "image/apng": "png"}
-
-#: Letters of a prompt that become the name of its file.
-_NAME_LETTERS = 40
 
 #: Seconds between two looks: a person watches.
 _POLL = 0.5
@@ -56,8 +52,8 @@ def run(
             answer = client.video(
                 request.model,
                 request.prompt,
-                image=_read(request.source),
-                output_format=_format(out),
+                image=files.read_if(request.source),
+                output_format=files.format_of(out, _FORMATS),
                 progress=show,
                 poll=_POLL,
                 **request.options,
@@ -68,9 +64,9 @@ def run(
     if to_stdout:
         sys.stdout.buffer.write(answer.file)
         return 0
-    path = out or _name(request.prompt, _ENDINGS.get(answer.media, "bin"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(answer.file)
+    ending = _ENDINGS.get(answer.media, "bin")
+    path = out or files.free(files.named_by(request.prompt, "video", ending))
+    files.write(path, answer.file)
     if as_json:
         render.print_json(
             {
@@ -88,34 +84,3 @@ def run(
         length = f"{answer.frames} frames at {answer.fps} a second"
         print(f"{path}  {answer.size}, {length}, seed {answer.seed}")
     return 0
-
-
-def _read(path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from None
-
-
-def _format(out: Path | None) -> str | None:
-    if out is None or str(out) == "-":
-        return None
-    found = _FORMATS.get(out.suffix.lower())
-    if found is None:
-        raise ConfigError(
-            f"--out: {out} has no ending that says what to write",
-            param="--out",
-            hint=f"Use one of {', '.join(_FORMATS)}.",
-        )
-    return found
-
-
-def _name(prompt: str, ending: str) -> Path:
-    stem = re.sub(r"\W+", "-", prompt[:_NAME_LETTERS].lower()).strip("-") or "video"
-    path, number = Path(f"{stem}.{ending}"), 0
-    while path.exists():
-        number += 1
-        path = Path(f"{stem}-{number}.{ending}")
-    return path

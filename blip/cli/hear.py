@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from blip.cli import render
+from blip.cli import files, render
 from blip.client import Blip, TranscriptAnswer
-from blip.errors import ConfigError, InvalidRequest, ModelNotFound
+from blip.errors import ConfigError, ModelNotFound
 
 #: What can be printed. JSON is what ``--json`` is for.
 FORMATS = ("text", "srt", "vtt")
@@ -40,7 +38,7 @@ def run(
         raise ConfigError(
             f"--format: '{format}' is not one of {', '.join(FORMATS)}", param="--format"
         )
-    data = _read(request.file)
+    data = files.read(request.file)
     with Blip(url, api_key) as client:
         model = request.model or _choose(client, request.kind)
         if request.translate:
@@ -54,15 +52,6 @@ def run(
     else:
         print(answer.srt if format == "srt" else answer.vtt, end="")
     return 0
-
-
-def _read(file: str) -> bytes:
-    if file == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"cannot read {file}: {error.strerror}") from None
 
 
 def _choose(client: Blip, kind: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from blip.cli import render
+from blip.cli import files, render
 from blip.client import Blip
 from blip.errors import InvalidRequest
 
@@ -29,14 +29,14 @@ def run(
             "there is nothing to judge: no text and no --image",
             hint='Write it: blip moderate "some text"',
         )
-    files = [_read(path) for path in images]
+    pictures = [files.read(path) for path in images]
     with Blip(url, api_key) as client:
-        found = client.moderate(texts, images=files, model=model)
+        found = client.moderate(texts, images=pictures, model=model)
     if as_json:
         render.print_json([asdict(verdict) for verdict in found])
         return 0
     whole = ", ".join([*texts, *map(str, images)])
-    names = [whole] if files else list(texts)
+    names = [whole] if pictures else list(texts)
     rows = [
         (
             name if len(name) <= _SHOWN else f"{name[: _SHOWN - 3]}...",
@@ -48,10 +48,3 @@ def run(
     ]
     print(render.table(("WHAT", "FLAGGED", "HIGHEST", "SCORE"), rows))
     return 0
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from None

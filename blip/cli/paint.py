@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blip.cli import render
+from blip.cli import files, render
 from blip.client import Blip
 from blip.errors import ConfigError, InvalidRequest
 
 #: Formats by the ending of a file's name.
-_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-
-#: Letters of a prompt that become the name of its file.
-_NAME_LETTERS = 40
+FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +49,13 @@ def run(
     to_stdout = str(out) == "-"
     if to_stdout and (request.n > 1 or as_json):
         raise ConfigError("--out - writes one picture and nothing else", param="--out")
-    format = format_of(out)
+    format = files.format_of(out, FORMATS) or "png"
     with Blip(url, api_key) as client:
         answer = client.image(
             request.model,
             request.prompt,
-            image=read(request.source),
-            mask=read(request.mask),
+            image=files.read_if(request.source),
+            mask=files.read_if(request.mask),
             n=request.n,
             size=request.size,
             loras=dict(map(_lora, request.loras)),
@@ -74,8 +70,7 @@ def run(
     written = []
     for picture in answer.pictures:
         path = next(names)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture.file)
+        files.write(path, picture.file)
         written.append({"file": str(path), "seed": picture.seed, "size": answer.size})
         if not as_json:
             print(f"{path}  {answer.size}, seed {picture.seed}")
@@ -112,31 +107,7 @@ def _control(request: Request) -> dict[str, Any] | None:
         raise ConfigError(f"{option}: {text!r} is not written as TYPE=IMAGE", param=option)
     name, weight = _lora(kind)
     preprocess = request.control_map is None
-    return {"type": name, "weight": weight, "preprocess": preprocess, "image": read(Path(file))}
-
-
-def read(path: Path | None) -> bytes | None:
-    """Return a file's bytes. Raises :class:`~blip.errors.InvalidRequest` with the reason."""
-    if path is None:
-        return None
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from None
-
-
-def format_of(out: Path | None) -> str:
-    """Return the format of a picture by its file's ending, png where none is named."""
-    if out is None or str(out) == "-":
-        return "png"
-    found = _FORMATS.get(out.suffix.lower())
-    if found is None:
-        raise ConfigError(
-            f"--out: {out} has no ending that says what to write",
-            param="--out",
-            hint=f"Use one of {', '.join(_FORMATS)}.",
-        )
-    return found
+    return {"type": name, "weight": weight, "preprocess": preprocess, "image": files.read(file)}
 
 
 def _names(request: Request, out: Path | None, format: str) -> Iterator[Path]:
@@ -148,10 +119,5 @@ def _names(request: Request, out: Path | None, format: str) -> Iterator[Path]:
             yield out.with_stem(f"{out.stem}-{number}")
     else:
         words = request.prompt or (request.source.stem if request.source else "")
-        stem = re.sub(r"\W+", "-", words[:_NAME_LETTERS].lower()).strip("-") or "picture"
-        number = 0
         while True:
-            path = Path(f"{stem}-{number}.{format}" if number else f"{stem}.{format}")
-            number += 1
-            if not path.exists():
-                yield path
+            yield files.free(files.named_by(words, "picture", format))

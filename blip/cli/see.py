@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from blip.cli import render
+from blip.cli import files, render
 from blip.client import Blip
-from blip.errors import InvalidRequest
 
 
 def caption(
@@ -26,7 +24,7 @@ def caption(
 ) -> int:
     """Print what a picture shows. Raises :class:`~blip.errors.BlipError`, as all here do."""
     with Blip(url, api_key) as client:
-        answer = client.caption(model, _read(image), prompt, max_tokens=max_tokens)
+        answer = client.caption(model, files.read(image), prompt, max_tokens=max_tokens)
     if as_json:
         render.print_json(asdict(answer))
     else:
@@ -46,7 +44,7 @@ def detect(
 ) -> int:
     """Print what was found in a picture, and where."""
     with Blip(url, api_key) as client:
-        answer = client.detect(model, _read(image), labels, threshold=threshold)
+        answer = client.detect(model, files.read(image), labels, threshold=threshold)
     if as_json:
         render.print_json(asdict(answer))
         return 0
@@ -70,7 +68,7 @@ def classify(
 ) -> int:
     """Print names for a picture."""
     with Blip(url, api_key) as client:
-        answer = client.classify_image(model, _read(image), labels, top=top)
+        answer = client.classify_image(model, files.read(image), labels, top=top)
     if as_json:
         render.print_json(asdict(answer))
         return 0
@@ -83,8 +81,8 @@ def depth(
 ) -> int:
     """Write the distances of a picture's pixels to a file."""
     with Blip(url, api_key) as client:
-        answer = client.depth(model, _read(image))
-    _write(out, answer.file)
+        answer = client.depth(model, files.read(image))
+    files.write(out, answer.file)
     facts: dict[str, Any] = {"file": str(out), "min": answer.low, "max": answer.high}
     if as_json:
         render.print_json({**facts, "origin": asdict(answer.origin)})
@@ -106,14 +104,14 @@ def segment(
 ) -> int:
     """Print the parts of a picture, and write their masks if there is a folder for them."""
     with Blip(url, api_key) as client:
-        answer = client.segment(model, _read(image), mode=mode, threshold=threshold)
+        answer = client.segment(model, files.read(image), mode=mode, threshold=threshold)
     rows: list[dict[str, Any]] = []
     for number, part in enumerate(answer.segments):
         row = {"label": part.label, "score": part.score, "area": part.area}
         if out is not None:
             name = re.sub(r"\W+", "-", part.label.lower()).strip("-") or "part"
             path = out / f"{number:02d}-{name}.png"
-            _write(path, part.mask)
+            files.write(path, part.mask)
             row["file"] = str(path)
         rows.append(row)
     if as_json:
@@ -131,20 +129,3 @@ def segment(
     ]
     print(render.table(["what", "sure", "of the picture", "mask"], cells))
     return 0
-
-
-def _read(path: Path) -> bytes:
-    if str(path) == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from None
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from None

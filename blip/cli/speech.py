@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from blip.cli import render
+from blip.cli import files, render
 from blip.client import Blip, Origin
 from blip.errors import ConfigError, InvalidRequest
 
@@ -21,9 +20,6 @@ _FORMATS = {
     ".wav": "wav",
     ".pcm": "pcm",
 }
-
-#: Letters of a text that become the name of its file.
-_NAME_LETTERS = 40
 
 
 def run(
@@ -47,8 +43,8 @@ def run(
     if to_stdout and as_json:
         raise ConfigError("--out - writes the audio and nothing else", param="--out")
     text = _text(text)
-    kind = format or _format(out)
-    path = out or _name(text, kind)
+    kind = format or files.format_of(out, _FORMATS, ", or name a --format") or "wav"
+    path = out or files.free(files.named_by(text, "speech", kind))
     with (
         Blip(url, api_key) as client,
         client.speak_stream(model, text, format=kind, **options) as stream,
@@ -87,26 +83,3 @@ def _text(text: str | None) -> str:
             hint='Write it: blip speak MODEL "Hello from the mesh." -o hello.wav',
         )
     return text
-
-
-def _format(out: Path | None) -> str:
-    if out is None or str(out) == "-":
-        return "wav"
-    found = _FORMATS.get(out.suffix.lower())
-    if found is None:
-        raise ConfigError(
-            f"--out: {out} has no ending that says what to write",
-            param="--out",
-            hint=f"Use one of {', '.join(_FORMATS)}, or name a --format.",
-        )
-    return found
-
-
-def _name(text: str, format: str) -> Path:
-    stem = re.sub(r"\W+", "-", text[:_NAME_LETTERS].lower()).strip("-") or "speech"
-    number = 0
-    while True:
-        path = Path(f"{stem}-{number}.{format}" if number else f"{stem}.{format}")
-        if not path.exists():
-            return path
-        number += 1

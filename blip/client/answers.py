@@ -236,16 +236,18 @@ def vectors_from(body: Any, origin: Origin) -> EmbeddingAnswer:
 
 def pictures_from(body: Any, origin: Origin) -> ImageAnswer:
     """Read the answer of an image route. Raises ``InternalError`` for what is not base64."""
-    try:
-        pictures = [
-            Picture(base64.b64decode(row["b64_json"], validate=True), int(row["seed"]))
-            for row in body["data"]
-        ]
-    except binascii.Error as error:
-        raise InternalError(f"the gateway sent a picture that is not base64: {error}") from None
+    pictures = [Picture(picture_from(row["b64_json"]), int(row["seed"])) for row in body["data"]]
     return ImageAnswer(
         pictures, body["size"], body["output_format"], body.get("usage") or {}, origin
     )
+
+
+def picture_from(text: str) -> bytes:
+    """Return the file of a picture in base64. Raises ``InternalError`` for what is none."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise InternalError(f"the gateway sent a picture that is not base64: {error}") from None
 
 
 def _vector(value: Any) -> list[float]:

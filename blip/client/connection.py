@@ -108,6 +108,15 @@ def object_of(raw: bytes) -> Any:
         raise InternalError("the gateway's answer is not JSON") from None
 
 
+def form_of(body: Mapping[str, Any], **files: bytes | None) -> aiohttp.FormData:
+    """Return a request's body as a form, with the contents of files; None leaves one out."""
+    form = aiohttp.FormData({name: str(value) for name, value in body.items()})
+    for name, file in files.items():
+        if file is not None:
+            form.add_field(name, file, filename=name)
+    return form
+
+
 def body_of(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a request's body; an option that is None is left out."""
     return {"model": model, **{key: value for key, value in options.items() if value is not None}}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import aiohttp
-
-from blip.client.connection import Connection, body_of
+from blip.client.connection import Connection, body_of, form_of
 from blip.client.hearing_answers import TranscriptAnswer, transcript_from
 from blip.client.options import Require, task_headers
 
@@ -57,11 +55,9 @@ class HearingClient(Connection):
         options: dict[str, Any],
         headers: dict[str, str],
     ) -> TranscriptAnswer:
-        body = body_of(model, options)
-        form = aiohttp.FormData({name: str(value) for name, value in body.items()})
+        form = form_of(body_of(model, options), file=file)
         form.add_field("response_format", "verbose_json")
         for each in granularities:
             form.add_field("timestamp_granularities[]", each)
-        form.add_field("file", file, filename="sound")
         path = f"/v1/audio/{route}"
         return transcript_from(*await self._json("POST", path, form, headers))

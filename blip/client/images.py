@@ -7,10 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
-
 from blip.client.answers import ImageAnswer, pictures_from
-from blip.client.connection import Connection, body_of
+from blip.client.connection import Connection, body_of, form_of
 from blip.client.options import Require, refuse_addresses, task_headers
 from blip.errors import InvalidRequest
 
@@ -58,13 +56,9 @@ class ImageClient(Connection):
             body = body_of(model, {**fields, "loras": chosen or None, "control": guide})
             path = "/v1/images/generations"
             return pictures_from(*await self._json("POST", path, body, headers))
-        body = body_of(model, fields)
-        form = aiohttp.FormData({name: str(value) for name, value in body.items()})
+        form = form_of(body_of(model, fields), image=image, mask=mask, control_image=shapes)
         for name, value in (("loras", chosen), ("control", guide)):
             if value:
                 form.add_field(name, json.dumps(value))
-        for name, file in (("image", image), ("mask", mask), ("control_image", shapes)):
-            if file is not None:
-                form.add_field(name, file, filename=name)
         path = "/v1/images/edits" if prompt else "/v1/images/variations"
         return pictures_from(*await self._json("POST", path, form, headers))

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
-from blip.client.answers import Origin
-from blip.client.connection import Connection, body_of
+from blip.client.answers import Origin, picture_from
+from blip.client.connection import Connection, body_of, form_of
 from blip.client.options import Require, refuse_addresses, task_headers
-from blip.errors import InternalError
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +61,7 @@ class UpscaleClient(Connection):
         self, what: str, fields: dict[str, Any], image: bytes, headers: dict[str, str]
     ) -> UpscaleAnswer:
         refuse_addresses(fields)
-        form = aiohttp.FormData({name: str(value) for name, value in fields.items()})
-        form.add_field("image", image, filename="image")
+        form = form_of(fields, image=image)
         body, origin = await self._json("POST", f"/v1/images/{what}", form, headers)
-        try:
-            file = base64.b64decode(body["data"][0]["b64_json"], validate=True)
-        except binascii.Error as error:
-            raise InternalError(f"the gateway sent a picture that is not base64: {error}") from None
+        file = picture_from(body["data"][0]["b64_json"])
         return UpscaleAnswer(file, body["size"], body["output_format"], origin)

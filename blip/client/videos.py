@@ -8,10 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
 from blip.client.answers import Origin
-from blip.client.connection import Connection, body_of
+from blip.client.connection import Connection, body_of, form_of
 from blip.client.options import Require, task_headers
 from blip.errors import BlipError, from_wire
 
@@ -73,11 +71,8 @@ class VideoClient(Connection):
         """
         headers = task_headers(priority, deadline, require)
         asked = {"prompt": prompt, "seconds": seconds, "size": size, **options}
-        body: dict[str, Any] | aiohttp.FormData = body_of(model, asked)
-        if image is not None:
-            assert isinstance(body, dict)
-            body = aiohttp.FormData({name: str(value) for name, value in body.items()})
-            body.add_field("input_reference", image, filename="image")
+        said = body_of(model, asked)
+        body = said if image is None else form_of(said, input_reference=image)
         video, origin = await self._json("POST", "/v1/videos", body, headers)
         path = f"/v1/videos/{video['id']}"
         try:

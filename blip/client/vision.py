@@ -6,10 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import aiohttp
-
 from blip.client.answers import Origin
-from blip.client.connection import Connection, body_of
+from blip.client.connection import Connection, body_of, form_of
 from blip.client.options import Require, task_headers
 from blip.client.vision_answers import (
     CaptionAnswer,
@@ -97,9 +95,7 @@ class VisionClient(Connection):
         **fields: Any,
     ) -> tuple[Any, Origin]:
         headers = task_headers(priority, deadline, require)
-        body = body_of(model, fields)
-        form = aiohttp.FormData({name: str(value) for name, value in body.items()})
-        form.add_field("image", image, filename="image")
+        form = form_of(body_of(model, fields), image=image)
         return await self._json("POST", f"/v1/vision/{route}", form, headers)
 
 

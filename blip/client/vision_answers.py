@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blip.client.answers import Origin
-from blip.errors import InternalError
+from blip.client.answers import Origin, picture_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +104,14 @@ def labels_from(body: Any, origin: Origin) -> LabelAnswer:
 
 def depth_from(body: Any, origin: Origin) -> DepthAnswer:
     """Read the answer of /v1/vision/depth. Raises ``InternalError`` for what is not base64."""
-    file = _file(body["b64_json"])
+    file = picture_from(body["b64_json"])
     return DepthAnswer(file, body["min"], body["max"], body["width"], body["height"], origin)
 
 
 def segments_from(body: Any, origin: Origin) -> SegmentAnswer:
     """Read the answer of /v1/vision/segment. Raises ``InternalError`` for what is not base64."""
     segments = [
-        Segment(row["label"], row["score"], row["area"], _file(row["b64_json"]))
+        Segment(row["label"], row["score"], row["area"], picture_from(row["b64_json"]))
         for row in body["segments"]
     ]
     return SegmentAnswer(segments, body["mode"], body["width"], body["height"], origin)
-
-
-def _file(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise InternalError(f"the gateway sent a picture that is not base64: {error}") from None

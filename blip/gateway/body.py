@@ -28,14 +28,18 @@ async def read_body(request: web.Request, model: type[RequestT], limit: int) -> 
     declared = request.headers.get("Content-Type")
     if declared is not None and declared != "application/json":
         _check_type(request)
+    return parse_body(await read_bytes(request, limit), model)
+
+
+async def read_bytes(request: web.Request, limit: int) -> bytes:
+    """Return all of a body. Raises :class:`~blip.errors.PayloadTooLarge` or ``InvalidRequest``."""
     check_length(request, limit)
     try:
-        data = await request.read()
+        return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise too_large(limit) from None
     except web.RequestPayloadError as error:
         raise InvalidRequest(f"The body could not be read: {error}.") from None
-    return parse_body(data, model)
 
 
 def parse_body(data: bytes, model: type[RequestT]) -> RequestT:

@@ -14,7 +14,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, from_json
 
 from blip.errors import InvalidRequest
-from blip.gateway.body import check_length, explain, parse_body, too_large
+from blip.gateway.body import check_length, explain, parse_body, read_bytes, too_large
 from blip.gateway.envelope import UnsupportedMediaType
 from blip.gateway.fields import Request
 from blip.gateway.upload import decode_file
@@ -191,15 +191,8 @@ def _parse(fields: dict[str, str], uploads: dict[str, bytes], model: type[FormT]
 
 
 async def _read_json(request: web.Request, model: type[FormT], limit: int) -> FormT:
-    check_length(request, limit)
     try:
-        data = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise too_large(limit) from None
-    except web.RequestPayloadError as error:
-        raise InvalidRequest(f"The body could not be read: {error}.") from None
-    try:
-        document = from_json(data)
+        document = from_json(await read_bytes(request, limit))
     except ValueError as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
     if not isinstance(document, dict):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from typing import Annotated, Any
 
@@ -11,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from blip.errors import InvalidRequest
 from blip.gateway.fields import Request
+from blip.gateway.upload import decode_file
 from blip.kinds.image import (
     MAX_LORA_WEIGHT,
     MAX_LORAS,
@@ -72,27 +71,12 @@ class ControlRequest(Request):
             raise InvalidRequest(
                 "'control_image' and 'control.image' are the same; send one.", param=field
             )
-        data = _decoded(self.image) if upload is None else upload
+        if upload is None and not self.image:
+            raise InvalidRequest("'control.image' is missing.", param=field)
+        data = decode_file(self.image or "", field) if upload is None else upload
         check_picture(data, field)
         rest = self.model_dump(exclude={"image"}, exclude_unset=True)
         return Control(image=data, **rest)
-
-
-def _decoded(text: str | None) -> bytes:
-    if not text:
-        raise InvalidRequest("'control.image' is missing.", param="control.image")
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    elif text.startswith(("http://", "https://")):
-        raise InvalidRequest(
-            "'control.image': nothing is fetched from other servers.",
-            hint="Send the picture itself in base64.",
-            param="control.image",
-        )
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest("'control.image' is not base64.", param="control.image") from None
 
 
 #: The fields of a request. In a form they are JSON text.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ from pydantic import BaseModel, Field
 from blip.gateway.events import send_events
 from blip.gateway.exchange import Exchange, News
 from blip.gateway.mesh import Answer
+from blip.gateway.upload import encode_file
 from blip.kinds.speech import (
     FASTEST,
     MAX_CHARACTERS,
@@ -103,7 +103,7 @@ def _render(news: News) -> str:
     text = ""
     if piece:
         # base64 needs no escaping
-        audio = base64.b64encode(piece).decode()
+        audio = encode_file(piece)
         text = _event("speech.audio.delta", f'"audio":"{audio}"')
     if isinstance(item, Answer):
         tokens = item.usage.get("prompt_tokens", 0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from blip.errors import InvalidRequest
 from blip.gateway.body import parse_body
 from blip.gateway.fields import Request
-from blip.gateway.routes.chat import ChatRequest
+from blip.gateway.routes.chat.requests import ChatRequest
 from blip.gateway.routes.completions import CompletionRequest
 from blip.gateway.routes.echo import EchoRequest
 from blip.gateway.routes.embeddings import EmbeddingRequest
@@ -29,7 +29,7 @@ from blip.gateway.routes.pipelines.requests import (
     ZeroShotRequest,
 )
 from blip.gateway.routes.rerank import RerankRequest
-from blip.gateway.routes.responses import ResponseRequest
+from blip.gateway.routes.responses.requests import ResponseRequest
 from blip.gateway.text import with_seeds
 from blip.kinds import KINDS, TaskInput, input_from_wire, input_to_wire
 from blip.kinds.embedding import EmbeddingInput

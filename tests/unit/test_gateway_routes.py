@@ -23,7 +23,7 @@ import blip
 from blip.errors import BY_CODE, RuntimeFailed
 from blip.gateway.app import build_app
 from blip.gateway.mesh import Answer, Health, Timing
-from blip.gateway.routes.chat import ChatRequest
+from blip.gateway.routes.chat.requests import ChatRequest
 from blip.gateway.routes.echo import EchoRequest
 from blip.gateway.routes.embeddings import numbers, rows
 from blip.gateway.sampling import SamplingRequest
@@ -331,7 +331,7 @@ async def test_every_field_of_the_clients_is_known() -> None:
     from blip.gateway.routes.completions import CompletionRequest
     from blip.gateway.routes.embeddings import EmbeddingRequest
     from blip.gateway.routes.messages import MessagesRequest
-    from blip.gateway.routes.responses import ResponseRequest
+    from blip.gateway.routes.responses.requests import ResponseRequest
 
     for params, ours in (
         (chat_create_params.CompletionCreateParamsBase, ChatRequest),

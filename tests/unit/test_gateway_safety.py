@@ -111,7 +111,7 @@ async def test_what_moderations_refuse() -> None:
                 "omni-moderation-latest",
             ),
             ({"input": [], "model": "guard"}, "invalid_request", "input", "at least 1"),
-            ({"input": [part]}, "unsupported_field", "input.0.image_url.url", "data URL"),
+            ({"input": [part]}, "unsupported_field", "input.0.image_url.url", "not fetched"),
             ({"input": [broken]}, "invalid_request", "input.0.image_url.url", "base64"),
             ({"input": [text]}, "invalid_request", "input.0.image_url.url", "not a PNG"),
             ({"input": [good]}, "unsupported_field", "input", "no model that judges them"),

@@ -14,7 +14,7 @@ import pytest
 
 from blip.errors import NodeLost, Overloaded
 from blip.gateway.mesh import Answer
-from blip.gateway.routes.chat import ChatCompletionChunk
+from blip.gateway.routes.chat.answers import ChatCompletionChunk
 from blip.gateway.routes.completions import Completion
 from blip.gateway.settings import GatewaySettings
 from blip.kinds.text import Delta, Finish, delta_to_wire

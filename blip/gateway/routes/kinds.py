@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import difflib
 import functools
 import json
@@ -23,6 +22,7 @@ from blip.gateway.offers import Offer, offers
 from blip.gateway.routes.failures import TASK_FAILURES
 from blip.gateway.schemas import complaint
 from blip.gateway.text import quote
+from blip.gateway.upload import encode_file
 from blip.kinds import KINDS, Kind
 from blip.kinds.plugin import JSON, Piece, PluginInput, Progress, measure, piece_from_wire
 from blip.protocol.messages import Payload
@@ -234,7 +234,7 @@ def _text(piece: Piece) -> str:
 
 
 def _encoded(piece: Piece) -> str:
-    data = base64.b64encode(piece.body).decode()
+    data = encode_file(piece.body)
     return f'"media_type":{quote(piece.media)},"data":"{data}"'
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from blip.errors import InvalidRequest, ModelNotFound, UnsupportedField
+from blip.errors import ModelNotFound, UnsupportedField
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Request
 from blip.gateway.guard import moderate
 from blip.gateway.routes.failures import TASK_FAILURES
+from blip.gateway.upload import decode_picture
 from blip.kinds.moderation import CATEGORIES, MAX_LETTERS, Verdict
-from blip.kinds.pictures import check_picture
 
 Text = Annotated[str, Field(max_length=MAX_LETTERS)]
 
@@ -136,24 +134,8 @@ def _parts(body: ModerationRequest) -> list[str | bytes]:
         elif isinstance(part, TextPart):
             found.append(part.text)
         else:
-            found.append(_picture(part.image_url.url, f"input.{number}.image_url.url"))
+            found.append(decode_picture(part.image_url.url, f"input.{number}.image_url.url"))
     return found
-
-
-def _picture(url: str, field: str) -> bytes:
-    head, comma, data = url.partition(",")
-    if not (comma and head.startswith("data:") and head.endswith(";base64")):
-        raise UnsupportedField(
-            f"'{field}' is not a data URL; nothing is fetched from elsewhere.",
-            hint="Send the picture itself: data:image/png;base64,...",
-            param=field,
-        )
-    try:
-        file = base64.b64decode(data, validate=True)
-    except binascii.Error as error:
-        raise InvalidRequest(f"'{field}' is not base64: {error}.", param=field) from None
-    check_picture(file, field)
-    return file
 
 
 def _result(judged: list[tuple[str, Verdict]]) -> ModerationResult:

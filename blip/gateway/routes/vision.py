@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -18,6 +17,7 @@ from blip.gateway.mesh import Answer
 from blip.gateway.routes.failures import TASK_FAILURES, TEXT_FAILURES
 from blip.gateway.sampling import MaxTokens, ModelName, Seed, Temperature, TopP, wishes
 from blip.gateway.text import Usage, usage_of
+from blip.gateway.upload import encode_file
 from blip.kinds import Kind
 from blip.kinds.caption import CAPTION, CaptionInput
 from blip.kinds.pictures import check_picture
@@ -340,7 +340,7 @@ async def depth(exchange: Exchange, body: DepthRequest) -> web.StreamResponse:
             height=result.height,
             min=result.low,
             max=result.high,
-            b64_json=_base64(result.file),
+            b64_json=encode_file(result.file),
         )
     )
 
@@ -351,7 +351,7 @@ async def segment(exchange: Exchange, body: SegmentRequest) -> web.StreamRespons
     result = _read(segments_from_wire, answer)
     segments = [
         PictureSegment(
-            label=each.label, score=each.score, area=each.area, b64_json=_base64(each.mask)
+            label=each.label, score=each.score, area=each.area, b64_json=encode_file(each.mask)
         )
         for each in result.segments
     ]
@@ -379,10 +379,6 @@ def _read(decode: Any, answer: Answer) -> Any:
         return decode(answer.payload)
     except (ValueError, TypeError) as error:
         raise RuntimeFailed(f"The node sent a result that cannot be read: {error}.") from None
-
-
-def _base64(file: bytes) -> str:
-    return base64.b64encode(file).decode()
 
 
 def _json(view: BaseModel) -> web.Response:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from blip.gateway.exchange import Exchange
 from blip.gateway.moments import iso
-from blip.gateway.routes.chat import ChatLogprob, chat_logprobs
+from blip.gateway.routes.chat.answers import ChatLogprob, chat_logprobs
 from blip.gateway.routes.ollama.dialect import Durations, durations, framing
 from blip.gateway.routes.ollama.options import OllamaText
 from blip.gateway.text import Draft, Usage, collect, quote, safe, stream

@@ -1,54 +1,28 @@
-"""``POST /v1/chat/completions``, OpenAI's chat."""
+"""What ``POST /v1/chat/completions`` takes: messages of parts, and what is wished of the answer."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from aiohttp import web
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from blip.errors import InvalidRequest, UnsupportedField
-from blip.gateway.api import Operation
-from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Ignored, Refused, Request
 from blip.gateway.formats import ResponseFormat
 from blip.gateway.parts import Content, joined
-from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.sampling import SamplingRequest
-from blip.gateway.text import (
-    Draft,
-    Usage,
-    collect,
-    likelihood,
-    quote,
-    safe,
-    stream,
-    usage_of,
-    with_seeds,
-)
 from blip.gateway.tools import (
-    AnswerCall,
-    AnswerCallPiece,
     CallParam,
     Mode,
     ToolChoice,
     Tools,
-    answer_calls,
     choice_of,
-    piece_json,
     tool_fields,
 )
 from blip.gateway.upload import decode_picture
-from blip.kinds.chat import CHAT, ChatInput, ChatMessage
-from blip.kinds.text import FinishReason, TokenLogprob
-from blip.kinds.tools import CallPiece
+from blip.kinds.chat import ChatInput, ChatMessage
 
 _USE_TOOLS = "Use tools: functions are an older form of them."
-
-
-# --- the request -----------------------------------------------------------------------------
 
 
 class ImageUrl(Request):
@@ -216,228 +190,3 @@ class ChatRequest(SamplingRequest):
                 )
             sampling |= {"grammar": grammar} if grammar is not None else {}
         return ChatInput(messages=messages, **sampling, **calling)
-
-
-# --- the answer ------------------------------------------------------------------------------
-
-
-class TopLogprob(BaseModel):
-    """A token that might have come instead."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class ChatLogprob(TopLogprob):
-    """A token with its natural log-probability."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    """Log-probabilities of a choice, token by token."""
-
-    content: list[ChatLogprob] | None
-    refusal: list[ChatLogprob] | None = None
-
-
-class ChatAnswerMessage(BaseModel):
-    """What the model said."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: str | None = None
-    annotations: list[Any] = []
-
-
-class ChatCallingMessage(BaseModel):
-    """What the model called, and what it said before."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str | None
-    refusal: str | None = None
-    annotations: list[Any] = []
-    tool_calls: list[AnswerCall]
-
-
-class ChatChoice(BaseModel):
-    """One answer."""
-
-    index: int
-    message: ChatAnswerMessage | ChatCallingMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
-
-
-class ChatCompletion(BaseModel):
-    """All answers to a chat request."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    system_fingerprint: str | None = None
-
-
-class ChatDelta(BaseModel):
-    """What is new in a choice; the first one says the role, the last one nothing."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[AnswerCallPiece] | None = None
-
-
-class ChatChunkChoice(BaseModel):
-    """A piece of a choice."""
-
-    index: int
-    delta: ChatDelta
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
-
-
-class ChatCompletionChunk(BaseModel):
-    """An event of a streamed answer."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    system_fingerprint: str | None = None
-    choices: list[ChatChunkChoice]
-    usage: Usage | None = None
-
-
-def chat_logprobs(rows: list[TokenLogprob]) -> ChatLogprobs:
-    """Return log-probabilities in OpenAI's shape."""
-    return ChatLogprobs(
-        content=[
-            ChatLogprob(
-                token=row.token,
-                logprob=likelihood(row.logprob),
-                bytes=list(row.raw),
-                top_logprobs=[
-                    TopLogprob(token=token, logprob=likelihood(logprob), bytes=list(raw))
-                    for token, logprob, raw in row.top
-                ],
-            )
-            for row in rows
-        ]
-    )
-
-
-class ChatChunks:
-    """Writes :class:`ChatCompletionChunk` events; what does not change is written once."""
-
-    def __init__(self, completion_id: str, body: ChatRequest, tasks: Sequence[str]) -> None:
-        self._tasks = tasks
-        self._choices = body.choices
-        self._logprobs = bool(body.logprobs)
-        self._head = (
-            f'data: {{"id":"{completion_id}","object":"chat.completion.chunk",'
-            f'"created":{int(time.time())},"model":{quote(body.model)},'
-            f'"system_fingerprint":null,"choices":['
-        )
-        self._tail = ',"usage":null}\n\n' if body.wants_usage else "}\n\n"
-        self._plain = f'}},"logprobs":null,"finish_reason":null}}]{self._tail}'
-        self._starts = [
-            f'{self._head}{{"index":{index},"delta":{{"content":' for index in range(self._choices)
-        ]
-
-    def opening(self) -> str:
-        """Every choice's role."""
-        return "".join(
-            f'{self._head}{{"index":{index},"delta":{{"role":"assistant","content":"",'
-            f'"refusal":null{self._plain}'
-            for index in range(self._choices)
-        )
-
-    def delta(self, index: int, text: str, logprobs: list[TokenLogprob] | None) -> str:
-        """A piece of a choice."""
-        if not self._logprobs or logprobs is None:
-            return self._starts[index] + quote(text) + self._plain
-        shape = chat_logprobs(logprobs).model_dump_json()
-        return (
-            f'{self._starts[index]}{quote(text)}}},"logprobs":{shape},'
-            f'"finish_reason":null}}]{self._tail}'
-        )
-
-    def calls(self, index: int, pieces: list[CallPiece]) -> str:
-        """Pieces of calls."""
-        shape = ",".join(safe(piece_json(self._tasks[index], piece)) for piece in pieces)
-        return f'{self._head}{{"index":{index},"delta":{{"tool_calls":[{shape}]{self._plain}'
-
-    def finish(self, index: int, reason: FinishReason, stop: str | None) -> str:
-        """The end of a choice."""
-        return (
-            f'{self._head}{{"index":{index},"delta":{{}},"logprobs":null,'
-            f'"finish_reason":"{reason}"}}]{self._tail}'
-        )
-
-    def usage(self, usage: Usage) -> str:
-        """The chunk after all choices."""
-        return f'{self._head}],"usage":{usage.model_dump_json()}}}\n\n'
-
-
-async def create(exchange: Exchange, body: ChatRequest) -> web.StreamResponse:
-    """Continue a conversation.
-
-    Fields have OpenAI's names and meanings; top_k and repetition_penalty are vLLM's. Fields that
-    would change the answer and are not supported are refused by name. Each of the n choices is a
-    task of its own, with seed + index where a seed is given.
-    """
-    exchange.start(CHAT, body.model, with_seeds(body.task(), body.choices))
-    completion_id = f"chatcmpl-{exchange.calls[0].task_id}"
-    if body.stream:
-        chunks = ChatChunks(completion_id, body, [call.task_id for call in exchange.calls])
-        return await stream(exchange, chunks, body.choices, usage=body.wants_usage)
-    drafts = await collect(exchange)
-    answer = ChatCompletion(
-        id=completion_id,
-        created=int(time.time()),
-        model=body.model,
-        choices=[
-            _choice(index, draft, body, exchange.calls[index].task_id)
-            for index, draft in enumerate(drafts)
-        ],
-        usage=usage_of(exchange.answers, body.choices),
-    )
-    return web.Response(text=answer.model_dump_json(), content_type="application/json")
-
-
-def _choice(index: int, draft: Draft, body: ChatRequest, task_id: str) -> ChatChoice:
-    message: ChatAnswerMessage | ChatCallingMessage = ChatAnswerMessage(content=draft.text)
-    if draft.calls:
-        calls = answer_calls(task_id, draft.calls)
-        message = ChatCallingMessage(content=draft.text or None, tool_calls=calls)
-    return ChatChoice(
-        index=index,
-        message=message,
-        logprobs=chat_logprobs(draft.logprobs) if body.logprobs else None,
-        finish_reason=draft.reason,
-    )
-
-
-OPERATIONS = (
-    Operation(
-        "POST",
-        "/v1/chat/completions",
-        create,
-        "Continue a conversation",
-        "text",
-        body=ChatRequest,
-        answer=ChatCompletion,
-        event=ChatCompletionChunk,
-        errors=TEXT_FAILURES,
-        task=True,
-        example={
-            "model": "smollm2",
-            "messages": [{"role": "user", "content": "Name three rivers."}],
-            "max_tokens": 64,
-        },
-    ),
-)
