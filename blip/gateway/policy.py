@@ -13,7 +13,7 @@ from blip.kinds.moderation import Verdict
 
 #: Kinds that make pictures of what somebody writes: their tasks start only after the policy has
 #: seen what they were asked.
-GUARDED = frozenset({"image", "video"})
+GUARDED = frozenset({"image", "upscale", "video"})
 
 #: Stands for a word of a list among the categories of an error.
 WORDS = "words"

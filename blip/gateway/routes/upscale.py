@@ -11,15 +11,17 @@ from typing import Annotated, Any, ClassVar
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from blip.errors import InvalidRequest
+from blip.errors import InvalidRequest, PolicyViolation
 from blip.gateway.api import Operation
 from blip.gateway.events import send_events
 from blip.gateway.exchange import Exchange, News
 from blip.gateway.fields import Ignored, Refused
 from blip.gateway.form import File, FormRequest
+from blip.gateway.guard import admit, release
 from blip.gateway.mesh import Answer
 from blip.gateway.routes.failures import TEXT_FAILURES
-from blip.kinds.image import step_from_wire
+from blip.gateway.sampling import Seed, wishes
+from blip.kinds.image import MAX_STEPS, step_from_wire
 from blip.kinds.pictures import PictureFormat, check_picture
 from blip.kinds.upscale import MAX_SCALE, UPSCALE, UpscaleInput
 
@@ -40,7 +42,17 @@ class _PictureRequest(FormRequest):
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
     """Quality of jpeg and webp, 100 the best; 95 by default."""
     stream: bool | None = None
-    """Whether to send an event after each tile of the picture."""
+    """Whether to send an event after each tile of the picture, or step of a diffusion model."""
+    prompt: Annotated[str, Field(max_length=32_000)] | None = None
+    """What the picture shows, in words. This and what follows is for diffusion models alone."""
+    negative_prompt: Annotated[str, Field(max_length=32_000)] | None = None
+    """What it does not show."""
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    """Steps of denoising; 75 by default."""
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    """How closely to follow the prompt."""
+    seed: Seed | None = None
+    """The same seed gives the same picture."""
 
     user: Annotated[str | None, Ignored()] = None
     face_restore: Annotated[Any, Refused(_FACES, False, "false")] = None
@@ -67,12 +79,20 @@ class _PictureRequest(FormRequest):
 
     def task(self, scale: float | None) -> UpscaleInput:
         """Return the input of the task."""
+        asked = wishes(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            seed=self.seed,
+        )
         return UpscaleInput(
             image=self.upload("image") or b"",
             scale=scale,
             progress=bool(self.stream),
             format=self.format,
             quality=None if self.format == "png" else self.output_compression,
+            **asked,
         )
 
 
@@ -120,10 +140,11 @@ class UpscaleEvent(BaseModel):
 
 
 async def upscale(exchange: Exchange, body: ImageUpscaleRequest) -> web.StreamResponse:
-    """Enlarge a picture with a super-resolution model.
+    """Enlarge a picture with a super-resolution or a diffusion model.
 
-    The model makes the pixels, tile by tile; where scale is below what it was made for, its result
-    is scaled down. What is transparent in the picture becomes white.
+    A super-resolution model makes the pixels, tile by tile; a diffusion model paints them, all at
+    once and of 512 x 512 at most, by a prompt. Where scale is below what it was made for, its
+    result is scaled down. What is transparent in the picture becomes white.
     """
     return await _answer(exchange, body, body.scale)
 
@@ -140,10 +161,13 @@ async def enhance(exchange: Exchange, body: ImageEnhanceRequest) -> web.StreamRe
 async def _answer(
     exchange: Exchange, body: _PictureRequest, scale: float | None
 ) -> web.StreamResponse:
+    files = {"image": body.upload("image")}
+    await admit(exchange, {"prompt": body.prompt}, files, streams=bool(body.stream))
     exchange.start(UPSCALE, body.model, [body.task(scale)])
     if body.stream:
         return await send_events(exchange, _Events(body).render)
     ((_, answer),) = await exchange.results()
+    await release(exchange, [answer.payload])
     return web.Response(
         text=f'{{"created":{int(time.time())},"output_format":"{body.format}",'
         f'"size":"{_size(answer)}","data":[{{"b64_json":"{_base64(answer)}"}}]}}',
@@ -189,7 +213,7 @@ def _operation(name: str, handler: Any, summary: str, body: Any, example: Any) -
         answer=Upscaled,
         task=True,
         event=UpscaleEvent,
-        errors=TEXT_FAILURES,
+        errors=(*TEXT_FAILURES, PolicyViolation),
         example=example,
     )
 
