@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from blip.cli import files, paint, render
 from blip.client import Blip
@@ -15,6 +16,7 @@ def run(
     out: Path | None,
     model: str | None,
     scale: float | None,
+    said: dict[str, Any],
     url: str | None,
     api_key: str | None,
     *,
@@ -23,7 +25,8 @@ def run(
 ) -> int:
     """Enlarge or clean a picture and write it. Raises :class:`~blip.errors.BlipError`.
 
-    Without ``out`` it stands beside its source, as ``NAME-upscaled.png``; none is overwritten.
+    ``said`` is what diffusion models are told beside it. Without ``out`` it stands beside its
+    source, as ``NAME-upscaled.png``; none is overwritten.
     Without ``model`` the mesh must have exactly one of the kind.
     """
     to_stdout = str(out) == "-"
@@ -33,7 +36,7 @@ def run(
         raise ConfigError("--enhance keeps a picture's size", param="--scale")
     format = files.format_of(out, paint.FORMATS) or "png"
     image = files.read(source)
-    options = {"output_format": None if format == "png" else format}
+    options = {"output_format": None if format == "png" else format, **said}
     with Blip(url, api_key) as client:
         chosen = model or _only_model(client)
         if enhance:

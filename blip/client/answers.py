@@ -114,6 +114,9 @@ class ModelInfo:
     nodes: tuple[str, ...] = ()
     #: Replicas that are loaded.
     ready: int = 0
+    #: Names of the LoRAs and ControlNets that pictures may be painted with.
+    loras: tuple[str, ...] = ()
+    controlnets: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -181,6 +184,8 @@ def models_from(body: Any) -> list[ModelInfo]:
             context=row.get("context"),
             nodes=tuple(row.get("nodes", ())),
             ready=int(row.get("ready", 0)),
+            loras=tuple(row.get("loras", ())),
+            controlnets=tuple(row.get("controlnets", ())),
         )
         for row in body["data"]
     ]

@@ -37,7 +37,8 @@ class UpscaleClient(Connection):
         """Enlarge the picture in the bytes of a file.
 
         Its sides become ``scale`` times as long, by default and at most what the model was made
-        for. Options go on under the route's names (``output_format``, ``output_compression``).
+        for. Options go on under the route's names (``output_format``, ``output_compression``; of
+        diffusion models ``prompt``, ``negative_prompt``, ``steps``, ``guidance_scale``, ``seed``).
         """
         headers = task_headers(priority, deadline, require)
         body = body_of(model, {"scale": scale, **options})

@@ -81,6 +81,9 @@ class ServedModel:
     #: Names of the nodes that have it, and how many replicas are loaded.
     nodes: tuple[str, ...]
     ready: int
+    #: Names of the LoRAs and ControlNets that all of its nodes have for it.
+    loras: tuple[str, ...] = ()
+    controlnets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

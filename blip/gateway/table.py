@@ -59,6 +59,7 @@ class NodeTable:
         serving: set[tuple[str, str]] = set()
         broken: dict[str, str] = {}
         found: dict[str, tuple[set[str], list[int], list[str]]] = {}
+        additions: dict[str, list[tuple[set[str], set[str]]]] = {}
         ready: collections.Counter[str] = collections.Counter()
         self.names = unique_names(self.nodes.values())
         for entry in self.nodes.values():
@@ -74,6 +75,9 @@ class NodeTable:
                 if model.context is not None:
                     contexts.append(model.context)
                 serving.update((kind, model.name) for kind in model.kinds)
+                additions.setdefault(model.name, []).append(
+                    (set(model.loras), set(model.controlnets))
+                )
             for replica in entry.advert.replicas:
                 ready[replica.model] += replica.state == "ready"
         self._serving = serving
@@ -85,6 +89,10 @@ class NodeTable:
                 min(contexts, default=None),
                 tuple(sorted(names)),
                 ready[name],
+                *(
+                    tuple(sorted(set.intersection(*each)))
+                    for each in zip(*additions[name], strict=True)
+                ),
             )
             for name, (kinds, contexts, names) in sorted(found.items())
         ]

@@ -98,6 +98,9 @@ class Model(NamedTuple):
     #: Replicas that the mesh keeps loaded, and the most it loads; 0 for no such wish.
     min_replicas: int = 0
     max_replicas: int = 0
+    #: Names of the LoRAs and ControlNets that it may be asked for with.
+    loras: list[str] = []  # noqa: RUF012
+    controlnets: list[str] = []  # noqa: RUF012
 
 
 class PluginKind(NamedTuple):

@@ -169,6 +169,8 @@ class Entry:
             parameters=self.description.parameters,
             min_replicas=self.spec.min_replicas,
             max_replicas=self.spec.max_replicas or 0,
+            loras=[name for name, _ in self.spec.loras],
+            controlnets=[name for name, _ in self.spec.controlnets],
         )
 
 

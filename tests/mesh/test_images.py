@@ -110,6 +110,8 @@ async def pictures_are_guided_and_enlarged(rig: Rig) -> None:
             return answer.pictures[0].file
 
         plain = await paint()
+        (told,) = [model for model in await blip.models() if model.loras]
+        assert (told.loras, told.controlnets) == (("ink",), ("canny",))
         inked = await paint(loras={"ink": 0.7})
         guided = await paint(control={"type": "canny", "image": plain})
         assert abs(pixels(inked) - pixels(plain)).mean() > 1

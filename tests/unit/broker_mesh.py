@@ -60,7 +60,7 @@ def model(
     slots: int = 1,
     error: str = "",
     retry_in: float = 0.0,
-    **more: int,
+    **more: Any,
 ) -> Model:
     """A model; memory and bytes to load in GiB."""
     return Model(

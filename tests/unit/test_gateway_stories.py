@@ -234,3 +234,17 @@ async def test_the_routes() -> None:
             async with http.get(path) as response:
                 assert response.status == status, path
                 assert (await response.json())["error"]["param"] == "id"
+
+
+def test_additions_are_those_that_every_node_has() -> None:
+    table = NodeTable()
+    loras = {"a": ["ink", "clay"], "b": ["clay", "oil"]}
+    entries = []
+    for id, names in loras.items():
+        painter = Model("painter", ["image"], loras=names, controlnets=["canny"])
+        advert = Advert(1, False, [], [painter, Model("plain", ["image"])], [], [])
+        entries.append(NodeEntry(id, 1, id, "host", [], "ready", advert))
+    table.update(Nodes(True, entries, []))
+    painter_seen, plain = table.served
+    assert (painter_seen.loras, painter_seen.controlnets) == (("clay",), ("canny",))
+    assert (plain.loras, plain.controlnets) == ((), ())

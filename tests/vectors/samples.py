@@ -99,6 +99,9 @@ _ADVERT_KINDS = _ADVERT_CAPACITY._replace(
         )
     ]
 )
+_ADVERT_ADDITIONS = _ADVERT_KINDS._replace(
+    models=[_ADVERT_CAPACITY.models[0]._replace(loras=["ink", "clay"], controlnets=["canny"])]
+)
 _LARGE = bytes(range(256)) * 32 + b"!"
 
 _PLACE = Place(TASK, 2, "chat", "llama", 128.0, 3, 60.0, "team-a", ["node-2"])
@@ -135,8 +138,8 @@ SAMPLES: dict[str, list[tuple[int, Message]]] = {
     "pong": [(70_000, Pong(1))],
     "info": [(2, Info({"id": "node-1", "models": ["llama"], "deep": {"yes": True, "no": None}}))],
     "stats": [(3, Stats({"accepted": 12, "load": 0.5}))],
-    "advert": [(4, _ADVERT_KINDS)],
-    "nodes": [(1, _nodes(_ADVERT_KINDS))],
+    "advert": [(4, _ADVERT_ADDITIONS)],
+    "nodes": [(1, _nodes(_ADVERT_ADDITIONS))],
     "place": [(5, _PLACE._replace(require={"vendor": ["nvidia"], "not": {"node": ["rig"]}}))],
     "grant": [(6, Grant(TASK, 2, "node-1", 5, "GPU-1", 0.25, 3.2, 4.0))],
     "deny": [
@@ -183,6 +186,9 @@ SUPERSEDED: dict[str, list[tuple[int, Message]]] = {
     # before nodes had kinds of their own
     "advert_without_kinds": [(4, _ADVERT_CAPACITY)],
     "nodes_without_kinds": [(1, _nodes(_ADVERT_CAPACITY))],
+    # before models told their LoRAs and ControlNets
+    "advert_without_additions": [(4, _ADVERT_KINDS)],
+    "nodes_without_additions": [(1, _nodes(_ADVERT_KINDS))],
 }
 
 _WIDTH = 48  # bytes a line

@@ -30,6 +30,13 @@ def upscale(
     enhance: Annotated[
         bool, typer.Option("--enhance", help="Clean the picture, and keep its size.")
     ] = False,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What it shows; diffusion models read it.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Of a diffusion model; 75 by default.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same picture.")] = None,
     url: Url = None,
     api_key: ApiKey = None,
     json: Json = False,
@@ -37,4 +44,5 @@ def upscale(
     """Enlarge a picture, or clean it, with a super-resolution model."""
     from blip.cli import enlarge
 
-    return enlarge.run(image, out, model, scale, url, api_key, enhance=enhance, as_json=json)
+    said = {"prompt": prompt, "steps": steps, "seed": seed}
+    return enlarge.run(image, out, model, scale, said, url, api_key, enhance=enhance, as_json=json)

@@ -100,6 +100,10 @@ class NodeModelView(View):
     """Replicas that the mesh keeps loaded."""
     max_replicas: int
     """The most that it loads; 0 for no limit."""
+    loras: list[str]
+    """Names of the LoRAs that this node has for it."""
+    controlnets: list[str]
+    """Names of the ControlNets that this node has for it."""
 
 
 class NodeView(View):

@@ -36,6 +36,10 @@ class ModelView(BaseModel):
     """Names of the nodes that have it."""
     ready: int
     """Replicas that are loaded."""
+    loras: list[str]
+    """Names of the LoRAs that pictures may be painted with."""
+    controlnets: list[str]
+    """Names of the ControlNets that pictures may follow."""
 
 
 class ModelList(BaseModel):
@@ -61,6 +65,8 @@ def _view(model: ServedModel, created: int) -> ModelView:
         context=model.context,
         nodes=list(model.nodes),
         ready=model.ready,
+        loras=list(model.loras),
+        controlnets=list(model.controlnets),
     )
 
 

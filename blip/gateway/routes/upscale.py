@@ -20,8 +20,9 @@ from blip.gateway.guard import admit, release
 from blip.gateway.mesh import Answer
 from blip.gateway.picture_file import PictureFileRequest, size_of
 from blip.gateway.routes.failures import TEXT_FAILURES
+from blip.gateway.sampling import Seed, wishes
 from blip.gateway.upload import encode_file
-from blip.kinds.image import step_from_wire
+from blip.kinds.image import MAX_STEPS, step_from_wire
 from blip.kinds.pictures import PictureFormat, check_picture
 from blip.kinds.upscale import MAX_SCALE, UPSCALE, UpscaleInput
 
@@ -34,6 +35,17 @@ class _BetterRequest(PictureFileRequest, FormRequest):
     files: ClassVar[Mapping[str, File]] = {
         "image": File("The picture: PNG, JPEG or WebP.", required=True)
     }
+
+    prompt: Annotated[str, Field(max_length=32_000)] | None = None
+    """What the picture shows, in words. This and what follows is for diffusion models alone."""
+    negative_prompt: Annotated[str, Field(max_length=32_000)] | None = None
+    """What it does not show."""
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    """Steps of denoising; 75 by default."""
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    """How closely to follow the prompt."""
+    seed: Seed | None = None
+    """The same seed gives the same picture."""
 
     user: Annotated[str | None, Ignored()] = None
     face_restore: Annotated[Any, Refused(_FACES, False, "false")] = None
@@ -49,12 +61,20 @@ class _BetterRequest(PictureFileRequest, FormRequest):
 
     def task(self, scale: float | None) -> UpscaleInput:
         """Return the input of the task."""
+        asked = wishes(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            seed=self.seed,
+        )
         return UpscaleInput(
             image=self.upload("image") or b"",
             scale=scale,
             progress=bool(self.stream),
             format=self.format,
             quality=self.file_quality,
+            **asked,
         )
 
 
@@ -103,10 +123,11 @@ class UpscaleEvent(BaseModel):
 
 
 async def upscale(exchange: Exchange, body: ImageUpscaleRequest) -> web.StreamResponse:
-    """Enlarge a picture with a super-resolution model.
+    """Enlarge a picture with a super-resolution or a diffusion model.
 
-    The model makes the pixels, tile by tile; where scale is below what it was made for, its result
-    is scaled down. What is transparent in the picture becomes white.
+    A super-resolution model makes the pixels, tile by tile; a diffusion model paints them, all at
+    once and of 512 x 512 at most, by a prompt. Where scale is below what it was made for, its
+    result is scaled down. What is transparent in the picture becomes white.
     """
     return await _answer(exchange, body, body.scale)
 
@@ -124,7 +145,8 @@ async def _answer(
     exchange: Exchange, body: _BetterRequest, scale: float | None
 ) -> web.StreamResponse:
     task = body.task(scale)
-    await admit(exchange, {}, {"image": task.image}, streams=bool(body.stream))
+    written = {"prompt": body.prompt}
+    await admit(exchange, written, {"image": task.image}, streams=bool(body.stream))
     exchange.start(UPSCALE, body.model, [task])
     if body.stream:
         return await send_events(exchange, _Events(body).render)

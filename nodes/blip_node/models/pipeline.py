@@ -73,6 +73,9 @@ TEXT_TO_VIDEO: dict[str, Film] = {
     "WanPipeline": Film(16, 16, "WanImageToVideoPipeline", "expand_timesteps"),
 }
 
+#: Pipelines that enlarge a picture, by the name in ``model_index.json``.
+UPSCALERS = frozenset({"StableDiffusionLatentUpscalePipeline", "StableDiffusionUpscalePipeline"})
+
 #: Components that do the denoising; one of them says the size that the model was made for.
 DENOISERS = ("unet", "transformer")
 
@@ -98,10 +101,10 @@ def class_name(folder: Path) -> str:
     """Return the pipeline's class, as its index says.
 
     Raises :class:`~blip.errors.ModelLoadFailed` for one that makes neither pictures
-    nor videos of text.
+    nor videos of text, and enlarges none.
     """
     name = str(read_object(folder / INDEX).get("_class_name", ""))
-    if name not in TEXT_TO_IMAGE and name not in TEXT_TO_VIDEO:
+    if not any(name in known for known in (TEXT_TO_IMAGE, TEXT_TO_VIDEO, UPSCALERS)):
         raise ModelLoadFailed(
             f"blip has no runtime for the pipeline {name or '(unnamed)'}",
             hint="It runs text-to-image and text-to-video pipelines of diffusers, such as "
@@ -112,6 +115,8 @@ def class_name(folder: Path) -> str:
 
 def kinds(architecture: str) -> tuple[str, ...]:
     """Return what a pipeline of that class serves."""
+    if architecture in UPSCALERS:
+        return ("upscale",)
     return ("video",) if architecture in TEXT_TO_VIDEO else ("image",)
 
 

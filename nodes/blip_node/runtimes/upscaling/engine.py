@@ -10,19 +10,22 @@ import torch
 from PIL import Image
 
 import blip
-from blip.errors import InvalidRequest, ModelLoadFailed
+from blip.errors import ModelLoadFailed, UnsupportedField
 from blip.kinds.image import Step, step_to_wire
-from blip.kinds.pictures import MAX_PIXELS
 from blip.kinds.upscale import UPSCALE, UpscaleInput
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
 from blip_node.runtimes.diffusion import pictures
 from blip_node.runtimes.lane import Lane
 from blip_node.runtimes.loading import load_model
+from blip_node.runtimes.upscaling.sizes import target_size
 from blip_node.runtimes.upscaling.tiles import Canvas
 
 #: Heads that transformers computes as their paper says. In Swin2SR's for a scale of 1 it adds the
 #: result to the pictures as they are, where the paper adds it to what it subtracted a mean from.
 _UPSAMPLERS = ("pixelshuffle", "pixelshuffle_aux", "pixelshuffledirect", "nearest+conv")
+
+#: What only models that denoise are told.
+_OF_DENOISERS = frozenset({"prompt", "negative_prompt", "steps", "guidance_scale", "seed"})
 
 
 class Engine:
@@ -50,7 +53,14 @@ class Engine:
     def _enlarge(self, job: Job) -> Outcome:
         wishes: UpscaleInput = job.input
         source = pictures.open_source(wishes.image)
-        target = self._target(wishes, source)
+        for field in sorted(_OF_DENOISERS):
+            if getattr(wishes, field) not in (None, ""):
+                raise UnsupportedField(
+                    f"'{field}': {self._name} is no diffusion model, and reads none.",
+                    hint="Leave it out.",
+                    param=field,
+                )
+        target = target_size(self._name, self._scale, wishes, source)
         pixels = numpy.asarray(source, dtype="float32") / 255
         canvas = Canvas(source.height, source.width, self._scale)
         for done in canvas.fill(pixels, self._tile):
@@ -68,27 +78,6 @@ class Engine:
         file = pictures.encode(picture, wishes.format, wishes.quality, facts)
         usage = {"width": picture.width, "height": picture.height, "steps": len(canvas)}
         return Outcome(file, usage=usage, units=UPSCALE.units(wishes))
-
-    def _target(self, wishes: UpscaleInput, source: Image.Image) -> tuple[int, int]:
-        """Return the size of the result. Raises ``InvalidRequest`` if it cannot be had."""
-        scale = self._scale if wishes.scale is None else wishes.scale
-        if scale > self._scale:
-            raise InvalidRequest(
-                f"'scale' is {scale:g}; {self._name} makes sides {self._scale} times as long.",
-                hint=f"Ask for {self._scale} at most; what comes out may be sent again.",
-                param="scale",
-            )
-        made = source.width * source.height * self._scale**2
-        if made > MAX_PIXELS:
-            raise InvalidRequest(
-                f"'image' has {source.width} x {source.height} pixels, {self._scale} times as long "
-                f"each way that is {made}; {MAX_PIXELS} are the most.",
-                hint="Send a part of it, or a smaller one.",
-                param="image",
-                details={"pixels": made, "limit": MAX_PIXELS},
-            )
-        width, height = (max(1, round(side * scale)) for side in source.size)
-        return width, height
 
     def _tile(self, pixels: Any) -> Any:
         """Enlarge one tile, float [height, width, 3] from 0 to 1."""
