@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +58,3 @@ def seeder(seed: int | None) -> Callable[[int], None]:
         torch.manual_seed((drawn + number) % _SEEDS)
 
     return sow
-
-
-class Watched:
-    """Has somebody look whenever one of some modules is about to compute.
-
-    Raising from there is how a network is stopped that has no callback of its own.
-    """
-
-    def __init__(self, modules: Iterable[Any]) -> None:
-        self.look: Callable[[], None] | None = None
-        for module in modules:
-            module.register_forward_pre_hook(self._before)
-
-    def _before(self, module: Any, arguments: Any) -> None:
-        if self.look is not None:
-            self.look()

@@ -13,8 +13,9 @@ from blip.errors import InvalidRequest, ModelLoadFailed
 from blip.kinds.speech import SpeechInput
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.loading import load_failure
-from blip_node.runtimes.speaking.loading import Watched, load_network, seeder
+from blip_node.runtimes.speaking.loading import load_network, seeder
 from blip_node.runtimes.speaking.synthesizer import Say, Spoken, unsayable
+from blip_node.runtimes.watched import Watched
 
 #: Beside the model's own files: a folder with its vocoder, and a file with a tensor a voice.
 VOCODER = "vocoder"

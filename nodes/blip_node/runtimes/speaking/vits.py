@@ -14,8 +14,9 @@ from blip.errors import ModelLoadFailed
 from blip.kinds.speech import SpeechInput
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.loading import load_failure
-from blip_node.runtimes.speaking.loading import Watched, load_network, seeder
+from blip_node.runtimes.speaking.loading import load_network, seeder
 from blip_node.runtimes.speaking.synthesizer import DEFAULT, Say, Spoken, unsayable
+from blip_node.runtimes.watched import Watched
 
 #: Languages, as tokenizers name them, whose numbers transformers can spell out.
 _ENGLISH = frozenset({"eng", "en", "en-us", "en-gb", "english"})
