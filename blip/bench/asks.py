@@ -167,7 +167,7 @@ def _picture(path: str) -> Ask:
     return Ask("picture", 0, 1, _seen(path), short=0)
 
 
-def _batches(make: Callable[[str, int], Request], many: int = 32) -> Ask:
+def _batches(make: Callable[[str, int], Request], many: int = 12) -> Ask:
     return Ask(f"{BATCH} texts", 1, many, make, short=0)
 
 

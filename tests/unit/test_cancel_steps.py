@@ -98,8 +98,8 @@ def seen(family: str, step: str) -> Case:
     return Case(seeing(family), {"image": picture()}, step, leaves=1)
 
 
-CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 200}
-HEARD = {"file": sound(4 * WINDOW), "temperature": 0.9, "seed": 0, "language": "en"}
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 200}
+HEARD: dict[str, Any] = {"file": sound(4 * WINDOW), "temperature": 0.9, "seed": 0, "language": "en"}
 
 CASES: dict[str, Case] = {
     "chat": Case(shipped("tiny-chat"), CHAT, "Qwen3Model"),
@@ -147,7 +147,7 @@ CASES: dict[str, Case] = {
     "segmentation": seen("segformer", "SegformerForSemanticSegmentation"),
 }
 
-FILM = CASES["video"].fields | {"steps": 1}
+FILM: dict[str, Any] = CASES["video"].fields | {"steps": 1}
 
 #: What comes before a step and after the last, of what takes long there: another class of modules.
 MORE: dict[str, tuple[str, Case]] = {
@@ -235,7 +235,7 @@ async def test_a_window_ends_between_the_encoders_layers(tmp_path: Path) -> None
 async def test_what_was_left_within_a_pass_goes_on_as_before(name: str, tmp_path: Path) -> None:
     kind, case = MORE[name]
     runtime = load(kind, case.make(tmp_path / "model"))
-    fields = case.fields | {"steps": 2, "seed": 1, "format": FORMATS[kind]}
+    fields: dict[str, Any] = case.fields | {"steps": 2, "seed": 1, "format": FORMATS[kind]}
     before_it = await runtime.run(RecordingJob(kind, **fields))
     job = RecordingJob(kind, **fields)
     with before(case.step, lambda: setattr(job, "cancelled", True)), pytest.raises(Cancelled):

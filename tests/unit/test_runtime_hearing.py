@@ -426,7 +426,11 @@ async def test_a_prompt_changes_what_is_heard_and_may_not_be_too_long(
 async def test_the_longest_prompt_leaves_room_for_words(whisper: TranscriptionRuntime) -> None:
     """Prompt, marks and half a window of words are more than a window."""
     for seed in range(3):
-        fields = {"temperature": 1.0, "seed": seed, "prompt": "x" * (TOKENS // 2 - 2)}
+        fields: dict[str, Any] = {
+            "temperature": 1.0,
+            "seed": seed,
+            "prompt": "x" * (TOKENS // 2 - 2),
+        }
         found = await hear(whisper, LONG, language="en", **fields)
         assert found.segments
 

@@ -98,7 +98,7 @@ class Between:
     """
 
     def __init__(self, pipe: Any, *, streamed: bool) -> None:
-        self._vae = getattr(pipe, "vae", None)
+        self._vae: Any = getattr(pipe, "vae", None)
         modules = [
             part
             for name, part in pipe.components.items()
