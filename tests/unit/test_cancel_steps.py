@@ -26,8 +26,10 @@ from tests.models.jobs import RecordingJob
 
 os.environ.update(WORKER_ENV)
 
+import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from blip_node.runtimes.diffusion.steps import Between
 from tests.models.random_additions import save_swin2sr
 from tests.models.random_heads import NER, NLI, SENTIMENT, make_bert, make_t5
 from tests.models.random_seeing import make_seeing
@@ -281,3 +283,27 @@ async def test_who_waits_for_a_thread_goes_at_once() -> None:
     with pytest.raises(asyncio.CancelledError):
         await third
     lane.close()
+
+
+async def test_a_look_within_the_decoder_leaves_no_trace(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime: Any = load("image", HERE / "toy-shapes")
+    engine = runtime._engine
+    vae, dtype = engine._pipe.vae, engine._pipe.vae.dtype
+
+    def leave() -> None:
+        job.cancelled = True
+        # as pipelines do whose decoder overflows in half precision
+        vae.to(dtype=torch.float64)
+
+    job = RecordingJob("image", prompt="a", steps=4, previews=1)
+    with before("Decoder", leave), pytest.raises(Cancelled):
+        await runtime.run(job)
+    assert vae.dtype == dtype
+    assert "no preview" not in caplog.text  # which would hide that nobody waits for one
+    assert job.parts == []
+    runtime.close()
+    # where weights come and go under the blocks of a decoder, nobody looks there
+    Between(engine._pipe, streamed=True)
+    assert len(vae.decoder._forward_pre_hooks) == 1
