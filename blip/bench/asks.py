@@ -78,7 +78,7 @@ def _completion(model: str, steps: int) -> Request:
     return Request("/v1/completions", body)
 
 
-def _texts(steps: int, text: str = _TEXT) -> list[str]:
+def _texts(steps: int, text: str = _SENTENCE) -> list[str]:
     return [text] * max(1, BATCH * steps)
 
 
@@ -94,7 +94,7 @@ def _moderation(model: str, steps: int) -> Request:
     return Request("/v1/moderations", {"model": model, "input": _texts(steps)})
 
 
-def _pipeline(task: str, text: str = _TEXT, **parameters: Any) -> Callable[[str, int], Request]:
+def _pipeline(task: str, text: str = _SENTENCE, **parameters: Any) -> Callable[[str, int], Request]:
     asked = {"truncate": True, **parameters}
 
     def make(model: str, steps: int) -> Request:
@@ -124,7 +124,7 @@ def _image(model: str, steps: int) -> Request:
 def _video(model: str, steps: int) -> Request:
     # small and short: what models film by default takes a CPU minutes
     body = {"model": model, "prompt": "a red heart", "steps": steps, "seed": 1}
-    small = {"size": "256x256", "seconds": "1"}
+    small = {"size": "64x64", "seconds": "1"}
     return Request("/v1/videos", body | small, job=True)
 
 
@@ -167,7 +167,7 @@ def _picture(path: str) -> Ask:
     return Ask("picture", 0, 1, _seen(path), short=0)
 
 
-def _batches(make: Callable[[str, int], Request], many: int = 16) -> Ask:
+def _batches(make: Callable[[str, int], Request], many: int = 12) -> Ask:
     return Ask(f"{BATCH} texts", 1, many, make, short=0)
 
 
@@ -202,7 +202,7 @@ ASKS: dict[str, Ask] = {
     "image-classification": _picture("/v1/vision/classify"),
     "depth": _picture("/v1/vision/depth"),
     "segmentation": _picture("/v1/vision/segment"),
-    "echo": Ask("chunk", 5, 100, _echo),
+    "echo": Ask("chunk", 5, 50, _echo),
 }
 
 

@@ -423,6 +423,18 @@ async def test_a_prompt_changes_what_is_heard_and_may_not_be_too_long(
     assert caught.value.details == {"prompt_tokens": 41, "limit": TOKENS // 2 - 1}
 
 
+async def test_the_longest_prompt_leaves_room_for_words(whisper: TranscriptionRuntime) -> None:
+    """Prompt, marks and half a window of words are more than a window."""
+    for seed in range(3):
+        fields: dict[str, Any] = {
+            "temperature": 1.0,
+            "seed": seed,
+            "prompt": "x" * (TOKENS // 2 - 2),
+        }
+        found = await hear(whisper, LONG, language="en", **fields)
+        assert found.segments
+
+
 async def test_a_cancel_stops_whisper_within_a_token(whisper: TranscriptionRuntime) -> None:
     job = RecordingJob("transcription", file=LONG, temperature=0.9, seed=0)
     looked = []

@@ -23,7 +23,7 @@ from blip_node.runtimes.diffusion import controls, pictures, schedulers
 from blip_node.runtimes.diffusion.conditioning import condition
 from blip_node.runtimes.diffusion.loading import load_pipeline
 from blip_node.runtimes.diffusion.loras import Loras
-from blip_node.runtimes.diffusion.steps import Watch
+from blip_node.runtimes.diffusion.steps import Between, Watch
 from blip_node.runtimes.lane import Lane
 
 #: Sides of pictures are multiples of this at least: a denoiser halves its latents several times.
@@ -50,6 +50,7 @@ class Engine:
         self._model = spec.model
         self._lane = Lane("blip-paint")
         self._pipe = self._lane.first(lambda: load_pipeline(spec, report))
+        self._between = Between(self._pipe, streamed=spec.means.offload == "group")
         self._side = native_side(Path(spec.path))
         self._grain = _grain(self._pipe)
         self._loras = self._lane.first(lambda: Loras(self._pipe, spec.loras, spec.model))
@@ -77,7 +78,8 @@ class Engine:
         watch = Watch(job, canvas.size, self._lane)
         watch.look()
         pipe.scheduler = schedulers.fresh(self._pipe.scheduler, wishes.scheduler)
-        with self._loras.active(wishes.loras):  # they change what prompts become, too
+        # LoRAs change what prompts become, too
+        with self._loras.active(wishes.loras), self._between.looking(watch.look):
             return self._paint_with(pipe, wishes, canvas, watch)
 
     def _paint_with(self, pipe: Any, wishes: ImageInput, canvas: _Canvas, watch: Watch) -> Outcome:

@@ -21,7 +21,7 @@ from blip_node.models import pipeline
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
 from blip_node.runtimes.diffusion import films, pictures, prompts, schedulers
 from blip_node.runtimes.diffusion.loading import load_pipeline
-from blip_node.runtimes.diffusion.steps import Watch
+from blip_node.runtimes.diffusion.steps import Between, Watch
 from blip_node.runtimes.lane import Lane
 
 #: Where pipelines keep how many pixels of a side, and how many frames, a latent becomes.
@@ -62,6 +62,7 @@ class Camera:
         self._film = pipeline.TEXT_TO_VIDEO[self._name]
         known = {self._name}
         self._pipe = self._lane.first(lambda: load_pipeline(spec, report, self._name, known))
+        self._between = Between(self._pipe, streamed=spec.means.offload == "group")
         self._still: Any = None
         report(1.0)
 
@@ -100,11 +101,12 @@ class Camera:
             job.emit(step_to_wire(Step(0, int(arguments["num_inference_steps"]))))
         # made on the CPU, noise is the same whatever the device
         generator = torch.Generator("cpu").manual_seed(seed)
-        made = pipe(**arguments, generator=generator, output_type="np").frames[0]
+        with self._between.looking(watch.look):
+            made = pipe(**arguments, generator=generator, output_type="np").frames[0]
         watch.look()
         frames = films.to_frames(made)
         del made
-        file = films.encode(frames, reel.fps, format, facts)
+        file = films.encode(frames, reel.fps, format, facts, watch.look)
         count, height, width, _ = frames.shape
         done = wishes.model_copy(
             update={"width": width, "height": height, "num_frames": count, "steps": watch.done}

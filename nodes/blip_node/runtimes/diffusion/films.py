@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -75,14 +75,23 @@ def to_frames(pixels: Any) -> Any:
     return frames
 
 
-def encode(frames: Any, fps: int, format: VideoFormat, facts: Facts | None = None) -> bytes:
+def encode(
+    frames: Any,
+    fps: int,
+    format: VideoFormat,
+    facts: Facts | None = None,
+    look: Callable[[], None] = lambda: None,
+) -> bytes:
     """Write a file of frames, uint8 [frames, height, width, 3], with facts about it inside.
 
-    GIF has no room for facts. Raises :class:`~blip.errors.PayloadTooLarge` for a file that no
-    message between machines could carry.
+    ``look`` is called before each frame of an mp4, and ends it by raising. GIF has no room for
+    facts. Raises :class:`~blip.errors.PayloadTooLarge` for a file that no message between machines
+    could carry.
     """
     file = (
-        _mp4(frames, fps, facts or {}) if format == "mp4" else _pillow(frames, fps, format, facts)
+        _mp4(frames, fps, facts or {}, look)
+        if format == "mp4"
+        else _pillow(frames, fps, format, facts)
     )
     if len(file) > MAX_FILE:
         raise PayloadTooLarge(
@@ -93,7 +102,7 @@ def encode(frames: Any, fps: int, format: VideoFormat, facts: Facts | None = Non
     return file
 
 
-def _mp4(frames: Any, fps: int, facts: Facts) -> bytes:
+def _mp4(frames: Any, fps: int, facts: Facts, look: Callable[[], None]) -> bytes:
     """H.264 in MP4, its index in front, so that browsers play it while it comes."""
     import av
 
@@ -108,6 +117,7 @@ def _mp4(frames: Any, fps: int, facts: Facts) -> bytes:
             stream.width, stream.height = width - width % 2, height - height % 2
             stream.pix_fmt = "yuv420p"
             for frame in frames:
+                look()
                 picture = av.VideoFrame.from_ndarray(
                     numpy.ascontiguousarray(frame[: stream.height, : stream.width]), format="rgb24"
                 )

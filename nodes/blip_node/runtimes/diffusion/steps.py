@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from PIL import Image
 
+from blip.errors import BlipError
 from blip.kinds.image import ImageInput, Step, step_to_wire
 from blip_node.runtimes.base import Job
 from blip_node.runtimes.diffusion.pictures import encode, to_picture
 from blip_node.runtimes.lane import Lane
+from blip_node.runtimes.watched import Watched
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +81,46 @@ class Watch:
     def _preview(self, pipe: Any, latents: Any) -> bytes | None:
         try:
             picture = decode(pipe, latents, self._size)
+        except BlipError:  # whoever looks within the decoder
+            raise
         except Exception as error:
             # a preview is a courtesy: the picture itself may still come out right
             log.warning("no preview of %s: %s", type(pipe).__name__, error)
             return None
         return encode(picture, self._wishes.format, self._wishes.quality) if picture else None
+
+
+class Between:
+    """Looks within what a pipeline does before and after its steps, which calls nobody back.
+
+    Prompts are looked at encoder by encoder, latents decoded block by block: of a video, or
+    in tiles, blocks are many. The weights' hooks of ``streamed`` ones must not be disturbed within.
+    """
+
+    def __init__(self, pipe: Any, *, streamed: bool) -> None:
+        self._vae: Any = getattr(pipe, "vae", None)
+        modules = [
+            part
+            for name, part in pipe.components.items()
+            if name.startswith("text_encoder") and part is not None
+        ]
+        decoder = getattr(self._vae, "decoder", None)
+        if decoder is not None:
+            modules += [decoder, *(getattr(decoder, "up_blocks", None) or ())]
+        self._watched = Watched([] if streamed else modules)
+
+    @contextmanager
+    def looking(self, look: Callable[[], None]) -> Iterator[None]:
+        """Have ``look`` called until the end of the context; what it raises leaves no trace."""
+        dtype = getattr(self._vae, "dtype", None)
+        try:
+            with self._watched.by(look):
+                yield
+        except BaseException:
+            # pipelines decode in float32 where half precision overflows, and go back at the end
+            if dtype is not None and self._vae.dtype != dtype:
+                self._vae.to(dtype=dtype)
+            raise
 
 
 def decode(pipe: Any, latents: Any, size: tuple[int, int]) -> Image.Image | None:

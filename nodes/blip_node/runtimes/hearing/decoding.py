@@ -45,6 +45,7 @@ class Decoder:
         self._model = model
         self._tokenizer = tokenizer
         self._limit = limit
+        self._window = int(model.config.max_target_positions)
         own = model.generation_config
         self.end = own.eos_token_id[0] if isinstance(own.eos_token_id, list) else own.eos_token_id
         self.first_stamp = int(own.no_timestamps_token_id) + 1
@@ -87,7 +88,8 @@ class Decoder:
             torch.manual_seed(seed)
             options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         config = GenerationConfig(
-            max_new_tokens=self._limit,
+            # a long prompt and its marks leave less than half of the window
+            max_new_tokens=min(self._limit, self._window - len(prefix)),
             eos_token_id=self.end,
             pad_token_id=self.end if own.pad_token_id is None else own.pad_token_id,
             bos_token_id=own.bos_token_id,

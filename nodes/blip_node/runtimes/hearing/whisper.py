@@ -28,6 +28,7 @@ from blip_node.runtimes.hearing.decoding import (
 from blip_node.runtimes.hearing.listener import Watch
 from blip_node.runtimes.hearing.loading import load_speech
 from blip_node.runtimes.hearing.segments import Piece, cut
+from blip_node.runtimes.watched import Watched
 
 #: Above this temperature what was said is no good beginning for what comes next. OpenAI's.
 _COLD = 0.5
@@ -72,6 +73,8 @@ class WhisperListener:
         #: Half of the decoder's window is for what was said before, half for what is.
         self._room = config.max_target_positions // 2
         self._decoder = Decoder(self._model, self._tokenizer, self._room)
+        # a window takes the encoder of a large model on a CPU many seconds
+        self._watched = Watched(self._model.get_encoder().layers)
         self._languages: dict[str, int] = {
             name.strip("<|>"): id for name, id in (getattr(own, "lang_to_id", None) or {}).items()
         }
@@ -155,7 +158,8 @@ class WhisperListener:
         while at < len(samples) and (len(samples) - at >= MIN_SECONDS * self.rate or at == 0):
             watch.look()
             window = samples[at : at + self._window]
-            encoded = self._encode(window)
+            with self._watched.by(watch.look):
+                encoded = self._encode(window)
             watch.look()
             opening = self._open(encoded)
             if wished.language is None:

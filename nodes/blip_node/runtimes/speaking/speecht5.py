@@ -12,8 +12,9 @@ from blip.errors import InvalidRequest, ModelLoadFailed
 from blip.kinds.speech import SpeechInput
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.loading import load_failure, load_model, load_part
-from blip_node.runtimes.speaking.networks import Watched, seeder
+from blip_node.runtimes.speaking.chance import seeder
 from blip_node.runtimes.speaking.synthesizer import Say, Spoken, unsayable
+from blip_node.runtimes.watched import Watched
 
 #: Beside the model's own files: a folder with its vocoder, and a file with a tensor a voice.
 VOCODER = "vocoder"

@@ -13,8 +13,9 @@ from blip.errors import ModelLoadFailed
 from blip.kinds.speech import SpeechInput
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.loading import load_model, load_part
-from blip_node.runtimes.speaking.networks import Watched, seeder
+from blip_node.runtimes.speaking.chance import seeder
 from blip_node.runtimes.speaking.synthesizer import DEFAULT, Say, Spoken, unsayable
+from blip_node.runtimes.watched import Watched
 
 #: Languages, as tokenizers name them, whose numbers transformers can spell out.
 _ENGLISH = frozenset({"eng", "en", "en-us", "en-gb", "english"})
