@@ -222,6 +222,22 @@ async def test_pictures_are_judged_too() -> None:
         assert len(backend.inputs) == before + 1  # it was not painted over first
 
 
+async def test_bitinglips_pictures_are_judged_too() -> None:
+    path = "/api/v1/inference/image-generation"
+    backend = mesh()
+    async with as_key(backend, settings(pictures=True)) as http:
+        assert (await post(http, path, model="toy-shapes", prompt="a heart"))[0] == 200
+        painted = [type(value).__name__ for value in backend.inputs]
+        assert painted == ["ModerationInput", "ImageInput", "ModerationInput"]
+        for field in ("prompt", "text"):
+            status, answer = await post(http, path, model="toy-shapes", **{field: "a grumph"})
+            assert (status, answer["error"]["code"]) == (400, "CONTENT_POLICY_VIOLATION")
+            assert answer["error"]["details"]["field"] == field
+        assert sum(type(value).__name__ == "ImageInput" for value in backend.inputs) == 1
+        backend.nodes_by_model["guard"] = dies
+        assert (await post(http, path, model="toy-shapes", prompt="a"))[0] == 503
+
+
 async def test_a_route_that_forgets_the_policy_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     from blip.gateway import painting
 

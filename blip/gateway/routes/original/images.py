@@ -9,10 +9,11 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from blip.errors import InvalidRequest
+from blip.errors import InvalidRequest, PolicyViolation
 from blip.gateway.api import Operation
 from blip.gateway.exchange import Exchange
 from blip.gateway.fields import Request
+from blip.gateway.guard import admit, release
 from blip.gateway.painting import MAX_PICTURES, nth_seed
 from blip.gateway.routes.failures import TEXT_FAILURES
 from blip.gateway.routes.original.dialect import DIALECT, Finished, finished
@@ -114,8 +115,10 @@ async def create(exchange: Exchange, body: ImageGenerationsRequest) -> web.Strea
     which is the model's own. Where its documents show the address of a CDN, url holds the file.
     """
     tasks = body.tasks()
+    await admit(exchange, {"prompt" if body.prompt else "text": tasks[0].prompt})
     exchange.start(IMAGE, body.model, tasks)
     answers = [result.answer for result in await exchange.results()]
+    await release(exchange, [answer.payload for answer in answers])
     images = [
         GeneratedImage(
             url=f"data:image/png;base64,{base64.b64encode(answer.payload).decode()}",
@@ -144,7 +147,7 @@ OPERATIONS = (
         "bitinglip",
         body=ImageGenerationsRequest,
         answer=ImageGenerations,
-        errors=TEXT_FAILURES,
+        errors=(*TEXT_FAILURES, PolicyViolation),
         task=True,
         example={"model": "toy-shapes", "prompt": "a large red heart on a white background"},
         dialect=DIALECT,
