@@ -120,10 +120,11 @@ class TableMesh:
         data = folder / "data"
         data.mkdir()
         converted = default_data_dir() / "converted"
-        converted.mkdir(parents=True, exist_ok=True)
-        # converting a packaged model takes half a minute, once a machine
-        (data / "converted").symlink_to(converted)
         models = make_models(folder)
+        if models.keys() & PACKAGED.keys():
+            # converting a packaged model takes half a minute, once a machine
+            converted.mkdir(parents=True, exist_ok=True)
+            (data / "converted").symlink_to(converted)
         port = free_port()
         self.origin = f"http://127.0.0.1:{port}"
         config = folder / "blip.toml"
