@@ -63,7 +63,9 @@ def _installed(package: str) -> bool:
 
 def make_models(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the ``[models]`` of the mesh, having made those that are random."""
-    from tests.models.random_additions import save_swin2sr
+    import diffusers
+
+    from tests.models.random_additions import make_controlnet, make_lora, save_swin2sr
     from tests.models.random_heads import NER, NLI, SENTIMENT, make_bert, make_t5
     from tests.models.random_pipelines import make_pipeline
     from tests.models.random_seeing import make_seeing
@@ -89,6 +91,11 @@ def make_models(folder: Path) -> dict[str, dict[str, Any]]:
     made["bark"] = make_vits(folder / "bark", speakers=3)
     made["stable-diffusion-xl"] = make_pipeline(folder / "sdxl", "sdxl_large")
     models: dict[str, dict[str, Any]] = {name: {"source": str(path)} for name, path in made.items()}
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(MODELS / "toy-shapes")
+    models["toy-shapes"] |= {
+        "loras": {"ink": str(make_lora(folder / "ink.safetensors", pipe))},
+        "controlnets": {"canny": str(make_controlnet(folder / "canny", pipe))},
+    }
     meanings = {"fine": "", "mean": "harassment", "grim": "violence"}
     guard = {"source": str(MODELS / "tiny-guard"), "kinds": ["moderation"], "labels": meanings}
     models["guard"] = guard
@@ -113,10 +120,11 @@ class TableMesh:
         data = folder / "data"
         data.mkdir()
         converted = default_data_dir() / "converted"
-        converted.mkdir(parents=True, exist_ok=True)
-        # converting a packaged model takes half a minute, once a machine
-        (data / "converted").symlink_to(converted)
         models = make_models(folder)
+        if models.keys() & PACKAGED.keys():
+            # converting a packaged model takes half a minute, once a machine
+            converted.mkdir(parents=True, exist_ok=True)
+            (data / "converted").symlink_to(converted)
         port = free_port()
         self.origin = f"http://127.0.0.1:{port}"
         config = folder / "blip.toml"
@@ -126,6 +134,7 @@ class TableMesh:
             f'[gateway]\nport = {port}\nmoderation_model = "guard"\n'
             f'[node]\nname = "rig"\ndata_dir = "{data}"\n'
             "find_models = false\nnvml = false\nbenchmark = false\n"
+            '[policies.everyone]\nwords = ["teapot"]\n'
             + "".join(f"[models.{name}]\n{_toml(model)}" for name, model in models.items())
         )
         self.models = set(models)

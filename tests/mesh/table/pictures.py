@@ -23,6 +23,21 @@ HEART = "a large red heart on a white background"
 CIRCLE = "a large blue circle on a yellow background"
 QUICK: dict[str, Any] = {"steps": 12, "guidance_scale": 4.0, "seed": 3}
 
+SCHEDULERS = (
+    "ddim",
+    "ddpm",
+    "dpm++2m",
+    "dpm++2s",
+    "euler",
+    "euler-a",
+    "heun",
+    "lms",
+    "kdpm2",
+    "kdpm2-a",
+    "unipc",
+    "dpm++2m-karras",
+)
+
 SCENES = (
     Scene("red", "white", "heart", "large"),
     Scene("blue", "yellow", "star", "large"),
@@ -90,6 +105,50 @@ def image(mesh: TableMesh) -> None:
         assert mesh.curl(path) == first
 
 
+def schedulers(mesh: TableMesh) -> None:
+    """All that are promised paint what is asked, each in its own way."""
+    with mesh.openai() as client:
+        painted = {}
+        for name in SCHEDULERS:
+            steps = 20 if name.endswith("-karras") else 12
+            (painted[name],) = paint(client, CIRCLE, scheduler=name, steps=steps)
+            made = Image.open(io.BytesIO(painted[name])).text  # type: ignore[attr-defined]
+            assert made["scheduler"] == name
+            seen = mesh.form("/v1/vision/caption", painted[name], model="toy-caption")
+            assert seen["text"] == CIRCLE, name
+        assert len(set(painted.values())) == len(painted)
+
+
+def additions(mesh: TableMesh) -> None:
+    """LoRAs, ControlNets and weights in prompts change a picture, and leave nothing behind."""
+    with mesh.openai() as client:
+        (plain,) = paint(client, HEART)
+        ways: tuple[dict[str, Any], ...] = (
+            {"loras": [{"name": "ink", "weight": 0.7}]},
+            {"control": {"type": "canny", "image": base64.b64encode(plain).decode()}},
+            {"prompt": HEART.replace("red", "(red:0.3)")},
+        )
+        for way in ways:
+            asked = {"prompt": HEART, **way}
+            (changed,) = paint(client, **asked)
+            assert apart(changed, plain) > 1
+            assert paint(client, HEART) == [plain]
+            assert paint(client, **asked) == [changed]
+        with pytest.raises(openai.BadRequestError, match="'oil'") as caught:
+            paint(client, HEART, loras=[{"name": "oil", "weight": 1}])
+        body: Any = caught.value.body
+        assert body["hint"] == "It has ink."
+
+
+def policy(mesh: TableMesh) -> None:
+    """What nobody may have painted: what the model flags, and a word of the list."""
+    with mesh.openai() as client:
+        for prompt, says in (("a picture of a grumph", "violence"), ("a Teapot", "'teapot'")):
+            with pytest.raises(openai.BadRequestError, match=says) as caught:
+                paint(client, prompt)
+            assert caught.value.code == "content_policy_violation"
+
+
 def bad_requests(mesh: TableMesh) -> None:
     with mesh.openai() as client:
         for field, fields, says in (
@@ -140,6 +199,10 @@ def upscale(mesh: TableMesh) -> None:
         (file,) = (base64.b64decode(each["b64_json"]) for each in answer["data"])
         assert pixels(file).shape == (side, side, 3)
         assert answer["size"] == f"{side}x{side}"
+    with pytest.raises(AssertionError, match="2 times"):  # curl fails
+        mesh.form("/v1/images/upscale", DRAWN, model="doubler", scale=4)
+    with pytest.raises(AssertionError, match="model_not_found"):
+        mesh.form("/v1/images/upscale", DRAWN, model="toy-shapes")
 
 
 def caption(mesh: TableMesh) -> None:
