@@ -60,6 +60,8 @@ ROWS: tuple[tuple[str, Callable[[TableMesh], None], tuple[str, ...]], ...] = (
     ("pipelines: fill-mask", others.fill_mask, ()),
     ("pipelines: question-answering", others.question_answering, ()),
     ("pipelines: summarization, translation, text2text", others.written, ()),
+    ("pipelines: audio-classification", sounds.sorted_sounds, ()),
+    ("pipelines: image-to-text", pictures.captioned_by_a_pipeline, ()),
     ("pipelines: bad texts", others.bad_texts, ()),
     ("pipelines: feature-extraction", others.features, ()),
     ("safety: moderation", others.moderation, ()),

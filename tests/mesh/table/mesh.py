@@ -69,6 +69,7 @@ def make_models(folder: Path) -> dict[str, dict[str, Any]]:
     from tests.models.random_heads import NER, NLI, SENTIMENT, make_bert, make_t5
     from tests.models.random_pipelines import make_pipeline
     from tests.models.random_seeing import make_seeing
+    from tests.models.random_sorters import make_sorter
     from tests.models.random_videos import make_video_pipeline
     from tests.models.random_voices import make_vits
 
@@ -84,6 +85,7 @@ def make_models(folder: Path) -> dict[str, dict[str, Any]]:
     ):
         made[name] = make_bert(folder / name, head, labels)
     made["t5"] = make_t5(folder / "t5")
+    made["sorter"] = make_sorter(folder / "sorter", "wav2vec2")
     made["doubler"] = save_swin2sr(folder / "doubler")
     made["ltx"] = make_video_pipeline(folder / "ltx", "ltx")
     # the names that BitingLip's documents write

@@ -323,3 +323,10 @@ def video(mesh: TableMesh) -> None:
         assert [each.id for each in client.videos.list()] == [made.id]
         client.videos.delete(made.id)
         assert [each.id for each in client.videos.list()] == []
+
+
+def captioned_by_a_pipeline(mesh: TableMesh) -> None:
+    picture = base64.b64encode(DRAWN).decode()
+    answer = mesh.post("/v1/pipelines/image-to-text", model="toy-caption", inputs=picture)
+    ((found,),) = answer["results"]
+    assert found["generated_text"] == str(SCENES[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from typing import Any
 
@@ -174,3 +175,18 @@ def a_voice_is_heard(mesh: TableMesh) -> None:
         # English put into English stays what it is
         translated = client.audio.translations.create(model="whisper", file=file)
         assert errors(words(SENTENCE), words(translated.text)) < 0.2, translated.text
+
+
+def sorted_sounds(mesh: TableMesh) -> None:
+    def names(keys: str) -> dict[str, float]:
+        words = ("-F", "model=sorter", "-F", "inputs=@-;filename=keys.wav")
+        out = mesh.curl("/v1/pipelines/audio-classification", *words, data=keys_file(keys))
+        (found,) = json.loads(out)["results"]
+        scores = [each["score"] for each in found]
+        assert scores == sorted(scores, reverse=True)
+        return {each["label"]: each["score"] for each in found}
+
+    first = names("123")
+    assert sum(first.values()) == pytest.approx(1, abs=1e-4)
+    assert names("123") == pytest.approx(first, abs=1e-6)
+    assert names("987654") != pytest.approx(first, abs=1e-4)
