@@ -98,7 +98,7 @@ async def moderations(origin: str) -> None:
         assert merged.categories.violence_graphic
         assert not merged.categories.harassment
         parts[1]["image_url"]["url"] = "https://example.com/a.png"
-        with pytest.raises(openai.BadRequestError, match="nothing is fetched"):
+        with pytest.raises(openai.BadRequestError, match="not fetched"):
             await client.moderations.create(input=parts)
 
 

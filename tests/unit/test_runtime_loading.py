@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy
 import pytest
+import soundfile
 from safetensors.numpy import load_file, save_file
 
 from blip.errors import ConfigError, ModelLoadFailed
 from blip.kinds.text import finish_from_wire
+from blip.kinds.transcription import transcript_from_wire
 from blip_node.models.means import AUTO, SETTLED
 from blip_node.models.snapshot import describe
 from blip_node.models.spec import ModelSpec
@@ -137,6 +140,17 @@ async def test_pictures_enlarged_in_fewer_bits(tmp_path: Path) -> None:
         finally:
             runtime.close()
     assert 0 < numpy.abs(made[0] - made[1]).mean() < 5
+
+
+async def test_listening_in_fewer_bits(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, numpy.sin(numpy.arange(16_000) / 20) * 0.3, 16_000, format="WAV")
+    runtime = load(TranscriptionRuntime(), whisper(tmp_path / "model"), quantization="int8")
+    try:
+        outcome = await runtime.run(RecordingJob("transcription", file=file.getvalue()))
+    finally:
+        runtime.close()
+    assert transcript_from_wire(outcome.payload).duration == 1.0
 
 
 async def test_speech_in_fewer_bits(tmp_path: Path) -> None:
