@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor
 
 from blip.errors import UnsupportedField
 from blip.kinds.vision import Features, ImageFeaturesInput, to_wire
-from blip_node.models import weights
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.sight.classify import no_numbers
-from blip_node.runtimes.sight.loading import load_seeing, to_model
-
-#: What stands in the names of the weights of a pooling layer, which may be missing.
-_POOLER = "pooler."
+from blip_node.runtimes.sight.loading import load_partly, to_model
 
 
 def load(spec: LoadSpec, architecture: str, report: Callable[[float], None]) -> Any:
     """Load an encoder of pictures."""
-    model, processor = load_seeing(spec, "AutoModel", "AutoImageProcessor", report)
-    return Encoder(spec.model, model, processor, pools=_pools(model, Path(spec.path)))
-
-
-def _pools(model: Any, folder: Path) -> bool:
-    """Return whether a model's pooling is its files' own: many lack it, and it would be random."""
-    if not any(_POOLER in name for name, _ in model.named_parameters()):
-        return True  # it takes no weights
-    for shard in weights.shards(folder):
-        with safe_open(shard, "pt") as file:
-            names = file.keys()
-        if any(_POOLER in name for name in names):
-            return True
-    return False
+    model, processor, missing = load_partly(spec, "AutoModel", "AutoImageProcessor", report)
+    return Encoder(spec.model, model, processor, pools=not missing)
 
 
 class Encoder:

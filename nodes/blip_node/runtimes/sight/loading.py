@@ -12,7 +12,7 @@ from blip_node.models.files import read_object
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.loading import load_failure
 
-#: Weights that a checkpoint may lack: heads that no task here uses.
+#: Weights that a checkpoint may lack: heads that only pooled features are made with.
 _UNUSED = ("pooler.",)
 
 #: What transformers calls the part of a processor that reads videos.
@@ -22,10 +22,19 @@ _VIDEOS = "video_processor"
 def load_seeing(
     spec: LoadSpec, auto_class: str, processor_class: str, report: Callable[[float], None]
 ) -> tuple[Any, Any]:
+    """Load a snapshot's model and its processor; see :func:`load_partly`."""
+    model, processor, _ = load_partly(spec, auto_class, processor_class, report)
+    return model, processor
+
+
+def load_partly(
+    spec: LoadSpec, auto_class: str, processor_class: str, report: Callable[[float], None]
+) -> tuple[Any, Any, frozenset[str]]:
     """Load a snapshot's model and its processor, by the names of transformers' ``Auto`` classes.
 
-    The model is on ``spec.device`` in ``spec.dtype``, in evaluation mode. Only safetensors on
-    this disk are read and none of the snapshot's code is run. Raises
+    Also returns the names of weights that the files lack and hardly any task uses: there the model
+    has random numbers. It is on ``spec.device`` in ``spec.dtype``, in evaluation mode. Only
+    safetensors on this disk are read and none of the snapshot's code is run. Raises
     :class:`~blip.errors.ModelLoadFailed` with the reason, or ``NoCapacity`` when it does not fit.
     """
     import torch
@@ -51,7 +60,8 @@ def load_seeing(
         )
     except Exception as error:
         raise load_failure(spec, error) from error
-    missing = sorted(key for key in info["missing_keys"] if not any(u in key for u in _UNUSED))
+    unused = frozenset(key for key in info["missing_keys"] if any(u in key for u in _UNUSED))
+    missing = sorted(set(info["missing_keys"]) - unused)
     if missing:
         # transformers would go on with random numbers in their place
         raise ModelLoadFailed(
@@ -59,7 +69,7 @@ def load_seeing(
             f"{type(model).__name__} needs ({missing[0]}, ...)"
         )
     report(0.9)
-    return model.eval(), processor
+    return model.eval(), processor, unused
 
 
 def _processor(folder: Path, auto_class: str, trusted: dict[str, Any]) -> Any:
