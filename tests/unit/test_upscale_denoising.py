@@ -69,6 +69,7 @@ async def test_it_is_what_diffusers_makes(tmp_path: Path, make: Any, scale: int)
     folder = make_upscaler(tmp_path / "m", make)
     found = describe(ModelSpec("m", str(folder)))
     assert found.kinds == ("upscale",)
+    assert found.activations == (512 * scale) ** 2 * 8 * 3  # its decoder's width, three times
     runtime = loaded(folder)
     file = picture(64, 128)
     theirs = type(make()).from_pretrained(folder)

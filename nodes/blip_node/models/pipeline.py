@@ -76,6 +76,10 @@ TEXT_TO_VIDEO: dict[str, Film] = {
 #: Pipelines that enlarge a picture, by the name in ``model_index.json``.
 UPSCALERS = frozenset({"StableDiffusionLatentUpscalePipeline", "StableDiffusionUpscalePipeline"})
 
+#: Side of the largest square that they enlarge. They were trained on that; attention over more
+#: takes memory by the square of its pixels.
+UPSCALED_SIDE = 512
+
 #: Components that do the denoising; one of them says the size that the model was made for.
 DENOISERS = ("unet", "transformer")
 
@@ -177,8 +181,24 @@ def decoder_scale(config: Mapping[str, Any]) -> int:
     return 8
 
 
+def upscale_factor(name: str, decoder: Mapping[str, Any]) -> int:
+    """Return how many times longer a pipeline of :data:`UPSCALERS` makes the sides of a picture.
+
+    One works on latents twice as large, the other takes the picture's pixels for latents.
+    """
+    return 2 if name == "StableDiffusionLatentUpscalePipeline" else decoder_scale(decoder)
+
+
+def largest_side(folder: Path) -> int:
+    """Return the side in pixels of the largest squares that memory is planned for."""
+    name = str(read_object(folder / INDEX).get("_class_name", ""))
+    if name in UPSCALERS:
+        return UPSCALED_SIDE * upscale_factor(name, _decoder(folder))
+    return native_side(folder)
+
+
 def activation_elements(folder: Path) -> int:
-    """Return the numbers that live at once while one picture of the native size is decoded.
+    """Return the numbers that live at once while one picture of the largest size is decoded.
 
     That is the peak of most pipelines: the decoder works at full size where the denoiser works on
     latents of a sixty-fourth of it.
@@ -187,12 +207,12 @@ def activation_elements(folder: Path) -> int:
     blocks = decoder.get("block_out_channels") or decoder.get("decoder_block_out_channels")
     widths = blocks[:2] if isinstance(blocks, list) else [decoder.get("base_dim")]
     width = max((n for n in map(positive, widths) if n), default=256)
-    return native_side(folder) ** 2 * width * _LIVE_TENSORS
+    return largest_side(folder) ** 2 * width * _LIVE_TENSORS
 
 
 def tile_share(folder: Path) -> float:
     """Return what of :func:`activation_elements` is left when the decoder works in tiles."""
-    return min(1.0, (TILE_SIDE / native_side(folder)) ** 2)
+    return min(1.0, (TILE_SIDE / largest_side(folder)) ** 2)
 
 
 def _decoder(folder: Path) -> dict[str, Any]:

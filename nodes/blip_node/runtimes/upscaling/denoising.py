@@ -18,16 +18,15 @@ import blip
 from blip.errors import InvalidRequest
 from blip.kinds.image import Step, step_to_wire
 from blip.kinds.upscale import UPSCALE, UpscaleInput
-from blip_node.models.pipeline import UPSCALERS
+from blip_node.models.pipeline import UPSCALED_SIDE, UPSCALERS, upscale_factor
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
 from blip_node.runtimes.diffusion import pictures, prompts, schedulers
 from blip_node.runtimes.diffusion.loading import load_pipeline
 from blip_node.runtimes.lane import Lane
 from blip_node.runtimes.upscaling.sizes import target_size
 
-#: Most pixels of a source. The models were trained on 512 x 512; attention over more takes memory
-#: by the square of it.
-MOST_PIXELS = 512 * 512
+#: Most pixels of a source.
+MOST_PIXELS = UPSCALED_SIDE**2
 
 #: Sides are filled up to multiples of this: a decoder's scale of 8, and a denoiser that halves
 #: three times.
@@ -43,10 +42,9 @@ class Engine:
         self._pipe = self._lane.first(
             lambda: load_pipeline(spec, report, "DiffusionPipeline", UPSCALERS)
         )
-        latent = type(self._pipe).__name__ == "StableDiffusionLatentUpscalePipeline"
-        #: How many times longer the sides become: one works on latents twice as large, the other
-        #: takes the picture's pixels for latents.
-        self._scale = 2 if latent else int(self._pipe.vae_scale_factor)
+        decoder = {"block_out_channels": list(self._pipe.vae.config.block_out_channels)}
+        #: How many times longer the sides become.
+        self._scale = upscale_factor(type(self._pipe).__name__, decoder)
         report(1.0)
 
     async def run(self, job: Job) -> Outcome:
