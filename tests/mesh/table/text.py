@@ -68,6 +68,18 @@ def chat_of_a_larger_model(mesh: TableMesh) -> None:
     assert "Paris" in (answer.choices[0].message.content or "")
 
 
+def chat_that_is_too_long(mesh: TableMesh) -> None:
+    asked: Any = [{"role": "user", "content": "word " * 5000}]
+    with mesh.openai() as client, pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny-chat", messages=asked)
+    body: Any = caught.value.body
+    assert body["code"] == "context_length_exceeded"
+    prompt, limit = (body["details"][name] for name in ("prompt_tokens", "limit"))
+    assert prompt > limit
+    for number in (prompt, limit):
+        assert str(number) in body["message"].replace(",", "")
+
+
 def forms_and_tools(mesh: TableMesh) -> None:
     with mesh.openai() as client:
         create: Any = client.chat.completions.create
