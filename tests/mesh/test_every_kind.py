@@ -26,6 +26,7 @@ pytestmark = [
 ROWS: tuple[tuple[str, Callable[[TableMesh], None], tuple[str, ...]], ...] = (
     ("chat, OpenAI's client", text.chat, ()),
     ("chat, a model that people use", text.chat_of_a_larger_model, ("smollm2",)),
+    ("chat: too long a prompt", text.chat_that_is_too_long, ()),
     ("chat: JSON by schema, tools", text.forms_and_tools, ()),
     ("chat with a picture", pictures.chat_with_a_picture, ()),
     ("completion", text.completion, ()),

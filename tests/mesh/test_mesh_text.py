@@ -8,12 +8,13 @@ from shutil import copytree
 
 import pytest
 
-from blip.errors import ContextTooLong, ModelLoadFailed
+from blip.errors import ModelLoadFailed
 from blip.gateway.call import LiveCall
 from blip.kinds.chat import ChatInput, ChatMessage
 from blip.kinds.text import delta_from_wire, finish_from_wire
 from tests.mesh.rig import ECHO, MODELS, TINY, Rig
 
+CHAT = {"tiny-chat": TINY["tiny-chat"]}
 ZEN = "Recite the Zen of Python."
 
 
@@ -36,20 +37,38 @@ async def text_of(call: LiveCall) -> tuple[str, list[int]]:
     return text + finish.text, ids + finish.ids
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "seed": 7}])
-async def test_a_stream_resumes_on_another_node_without_a_seam(
-    sampling: dict[str, object],
-) -> None:
-    async with Rig(nodes=2, models=TINY) as rig:
-        whole, ids = await text_of(rig.call("chat", "tiny-chat", chat(ZEN, **sampling)))
-        assert len(ids) > 20
-        call = rig.call("chat", "tiny-chat", chat(ZEN, **sampling))
-        await call.started()
-        first = call.node
-        await next(node for node in rig.nodes if node.name == first).kill()
-        assert await text_of(call) == (whole, ids)
-        assert call.task.place.attempt == 2
-        assert call.node != first
+@pytest.mark.timeout(120)
+async def test_many_nodes() -> None:
+    """One mesh for what needs several: bringing one up takes longer than everything it does."""
+    async with Rig(nodes=3, models=CHAT) as rig:
+        await concurrent_chats_each_get_their_own_answer(rig)
+        await a_stream_resumes_on_another_node_without_a_seam(rig)
+        await a_stream_resumes_on_another_node_without_a_seam(rig, temperature=0.9, seed=7)
+
+
+async def concurrent_chats_each_get_their_own_answer(rig: Rig) -> None:
+    calls = [
+        rig.call("chat", "tiny-chat", chat("What is the capital of Japan?")) for _ in range(16)
+    ]
+    zens = [rig.call("chat", "tiny-chat", chat(ZEN)) for _ in range(8)]
+    answers = await asyncio.gather(*map(text_of, calls))
+    assert {text for text, _ in answers} == {"The capital of Japan is Tokyo."}
+    recited = await asyncio.gather(*map(text_of, zens))
+    assert len({text for text, _ in recited}) == 1
+    assert "\nBeautiful is better than ugly.\n" in recited[0][0]
+    assert len({call.node for call in calls + zens}) > 1
+
+
+async def a_stream_resumes_on_another_node_without_a_seam(rig: Rig, **sampling: object) -> None:
+    whole, ids = await text_of(rig.call("chat", "tiny-chat", chat(ZEN, **sampling)))
+    assert len(ids) > 20
+    call = rig.call("chat", "tiny-chat", chat(ZEN, **sampling))
+    await call.started()
+    first = call.node
+    await next(node for node in rig.nodes if node.name == first).kill()
+    assert await text_of(call) == (whole, ids)
+    assert call.task.place.attempt == 2
+    assert call.node != first
 
 
 async def test_cancel_frees_the_slot_within_a_token() -> None:
@@ -62,27 +81,6 @@ async def test_cancel_frees_the_slot_within_a_token() -> None:
             rig.call("chat", "tiny-chat", chat("What is the capital of Japan?"))
         )
         assert text == "The capital of Japan is Tokyo."
-
-
-async def test_a_prompt_that_is_too_long_says_both_numbers() -> None:
-    async with Rig(models=TINY) as rig:
-        call = rig.call("chat", "tiny-chat", chat("word " * 5000))
-        with pytest.raises(ContextTooLong) as error:
-            await call.answer()
-        assert error.value.details["prompt_tokens"] > error.value.details["limit"]
-        for number in ("prompt_tokens", "limit"):
-            assert str(error.value.details[number]) in error.value.message.replace(",", "")
-
-
-async def test_concurrent_chats_each_get_their_own_answer() -> None:
-    questions = {
-        "What is the capital of Japan?": "The capital of Japan is Tokyo.",
-    }
-    async with Rig(nodes=2, models=TINY) as rig:
-        calls = [rig.call("chat", "tiny-chat", chat(q)) for q in questions for _ in range(16)]
-        texts = await asyncio.gather(*map(text_of, calls))
-        assert {text for text, _ in texts} == set(questions.values())
-        assert {call.node for call in calls} == {"node-1", "node-2"}
 
 
 async def test_a_model_with_broken_files_says_so_and_harms_no_other(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import pytest
 
 from blip.cli.local import free_port
 from blip.config.schema import default_data_dir
+from blip.protocol.attempt import TERMINAL
 from tests.mesh.rig import MODELS
 
 PAGE = Path(__file__).parents[3] / "docs" / "your-kind.md"
@@ -205,6 +206,12 @@ class TableMesh:
         while not true():
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+    def ended(self) -> str:
+        """Wait until no task is in flight; return how the one ended that did so last."""
+        ends = {state.value for state in TERMINAL}
+        self.until(lambda: all(task["state"] in ends for task in self.tasks()))
+        return str(self.tasks()[0]["state"])
 
     def form(self, path: str, file: bytes, **fields: Any) -> Any:
         """Send a form with a picture with curl and return what is answered."""
