@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import struct
 import wave
@@ -159,6 +160,23 @@ def _seen(path: str) -> Callable[[str, int], Request]:
     return make
 
 
+def _shown(task: str) -> Callable[[str, int], Request]:
+    def make(model: str, steps: int) -> Request:
+        side = LARGE if steps else SMALL
+        return Request(f"/v1/pipelines/{task}", {"model": model}, ("inputs", png(side, side)))
+
+    return make
+
+
+def _sorted(task: str, **parameters: Any) -> Callable[[str, int], Request]:
+    def make(model: str, steps: int) -> Request:
+        body = {"model": model, "parameters": json.dumps(parameters)}
+        file = ("inputs", noise(WINDOW * steps or 1))
+        return Request(f"/v1/pipelines/{task}", body, file)
+
+    return make
+
+
 def _echo(model: str, steps: int) -> Request:
     body = {"model": model, "text": "x", "chunks": steps, "interval": PAUSE}
     return Request("/v1/echo", body)
@@ -201,6 +219,15 @@ ASKS: dict[str, Ask] = {
     "image-classification": _picture("/v1/vision/classify"),
     "depth": _picture("/v1/vision/depth"),
     "segmentation": _picture("/v1/vision/segment"),
+    "image-feature-extraction": Ask("picture", 0, 1, _shown("image-feature-extraction"), short=0),
+    "audio-classification": Ask("piece", 1, 8, _sorted("audio-classification"), short=0),
+    "zero-shot-audio-classification": Ask(
+        "piece",
+        1,
+        8,
+        _sorted("zero-shot-audio-classification", candidate_labels=["a dog"]),
+        short=0,
+    ),
     "echo": Ask("chunk", 5, 50, _echo),
 }
 

@@ -143,6 +143,10 @@ class RunningJob:
             wake()
 
 
+#: How long a runtime may take to end what it computes before the process ends regardless.
+CLOSE_SECONDS = 5.0
+
+
 class Worker:
     """The event loop's side of a worker process."""
 
@@ -179,7 +183,10 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         if self._runtime is not None:
-            self._runtime.close()
+            # it waits for its threads, and a pass of a large model may take them minutes
+            closing = threading.Thread(target=self._runtime.close, daemon=True)
+            closing.start()
+            closing.join(CLOSE_SECONDS)
         self._pipe.close()
         # A thread stuck in a kernel must not keep the process: its memory is what is wanted back.
         sys.stdout.flush()

@@ -33,6 +33,7 @@ from blip_node.runtimes.diffusion.steps import Between
 from tests.models.random_additions import save_swin2sr
 from tests.models.random_heads import NER, NLI, SENTIMENT, make_bert, make_t5
 from tests.models.random_seeing import make_seeing
+from tests.models.random_sorters import make_sorter
 from tests.models.random_videos import make_video_pipeline
 from tests.models.random_voices import make_vits
 from tests.models.random_whisper import WINDOW, make_whisper
@@ -50,6 +51,10 @@ def bert(head: str, labels: dict[int, str] | None = None) -> Callable[[Path], Pa
 
 def seeing(family: str) -> Callable[[Path], Path]:
     return lambda folder: make_seeing(folder, family)
+
+
+def sorting(family: str) -> Callable[[Path], Path]:
+    return lambda folder: make_sorter(folder, family)
 
 
 def whisper(folder: Path) -> Path:
@@ -147,6 +152,13 @@ CASES: dict[str, Case] = {
     "image-classification": seen("vit", "ViTForImageClassification"),
     "depth": seen("dpt", "DPTForDepthEstimation"),
     "segmentation": seen("segformer", "SegformerForSemanticSegmentation"),
+    "image-feature-extraction": seen("vit-eyes", "ViTModel"),
+    "audio-classification": Case(
+        sorting("wav2vec2"), {"file": sound(200)}, "Wav2Vec2ForSequenceClassification", leaves=2
+    ),
+    "zero-shot-audio-classification": Case(
+        sorting("clap"), {"file": sound(60), "labels": ["a", "b"]}, "ClapAudioModel", leaves=2
+    ),
 }
 
 FILM: dict[str, Any] = CASES["video"].fields | {"steps": 1}
