@@ -139,6 +139,12 @@ class TestVectors:
         assert outcome.units == 6 + count
         assert len(outcome.payload) == 6 * 64 * 4
 
+    async def test_a_token_without_a_weight_is_named(self, tiny: EmbeddingRuntime) -> None:
+        # its tokenizer was made of more letters than its weights
+        job = RecordingJob("embedding", texts=["a lazy fox"])
+        with pytest.raises(InvalidRequest, match="'##z'"):
+            await tiny.run(job)
+
     async def test_fewer_dimensions(self, tiny: EmbeddingRuntime) -> None:
         whole, cut = await embed(tiny, *TEXTS), await embed(tiny, *TEXTS, dimensions=16)
         expected = whole[:, :16] / numpy.linalg.norm(whole[:, :16], axis=1, keepdims=True)

@@ -34,9 +34,26 @@ class Vocabulary:
         self._byte_level = b'"ByteLevel"' in state
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Return the ids of a text, with the model's own begin and end markers if ``special``."""
+        """Return the ids of a text, with the model's own begin and end markers if ``special``.
+
+        Raises as :meth:`check_text` does.
+        """
         ids: list[int] = self.backend.encode(text, add_special_tokens=special).ids
+        self.check_text(ids)
         return ids
+
+    def check_text(self, ids: Sequence[int]) -> None:
+        """Raise :class:`~blip.errors.InvalidRequest` for ids that the weights do not know.
+
+        Some tokenizers know more than their model. On a GPU such an id would be the end of the
+        whole process, and not of its own request.
+        """
+        if ids and max(ids) >= self.size:
+            token = self.backend.id_to_token(max(ids))
+            raise InvalidRequest(
+                f"the model's tokenizer makes the token {token!r} of this text, which its weights "
+                "do not have"
+            )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, leaving out special tokens; broken UTF-8 becomes U+FFFD."""

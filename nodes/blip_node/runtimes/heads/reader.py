@@ -113,4 +113,6 @@ class Reader:
         return len(self._encode(text, pair).ids)
 
     def _encode(self, text: str, pair: str | None = None, *, special: bool = True) -> Encoding:
-        return self.vocabulary.backend.encode(text, pair, add_special_tokens=special)
+        found = self.vocabulary.backend.encode(text, pair, add_special_tokens=special)
+        self.vocabulary.check_text(found.ids)
+        return found
