@@ -188,11 +188,9 @@ async def test_errors_are_openais_typed_exceptions(up: Up) -> None:
                 model="tiny-chat", messages=[{"role": "user", "content": "word " * 9000}]
             )
         assert long.value.code == "context_length_exceeded"
-        with pytest.raises(openai.BadRequestError, match="tools"):
+        with pytest.raises(openai.BadRequestError, match="functions"):
             await client.chat.completions.create(
-                model="tiny-chat",
-                messages=JAPAN,
-                tools=[{"type": "function", "function": {"name": "f"}}],
+                model="tiny-chat", messages=JAPAN, extra_body={"functions": [{"name": "f"}]}
             )
 
 

@@ -9,7 +9,9 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
 
 from blip.config import Config
@@ -120,7 +122,7 @@ async def cancel_frees_the_slot(outer: Rig, inner: Rig) -> None:
 
 @asynccontextmanager
 async def gateway_process(broker: str, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A gateway as users run it, which can be killed."""
+    """A gateway as users run it, which can be killed; it knows its models."""
     config = Config.model_validate(
         {
             "gateway": {"port": port, "brokers": [broker]},
@@ -135,11 +137,24 @@ async def gateway_process(broker: str, port: int) -> AsyncIterator[asyncio.subpr
         sys.executable, "-c", code, config.model_dump_json()
     )
     try:
+        async with aiohttp.ClientSession() as http:
+            while not await listed(http, f"http://127.0.0.1:{port}/v1/models"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         yield process
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+async def listed(http: aiohttp.ClientSession, url: str) -> list[Any]:
+    """Return what a gateway lists, nothing while it does not answer."""
+    try:
+        async with http.get(url) as response:
+            rows: list[Any] = (await response.json())["data"]
+            return rows
+    except aiohttp.ClientError:
+        return []
 
 
 def free_port() -> int:

@@ -75,7 +75,7 @@ def make_models(folder: Path) -> dict[str, dict[str, Any]]:
     from tests.models.random_voices import make_vits
 
     made: dict[str, Path] = {name: MODELS / name for name in TRAINED}
-    for family in ("llava", "yolos", "clip", "dpt", "segformer"):
+    for family in ("llava", "yolos", "owlvit", "vit", "vit-eyes", "clip", "dpt", "segformer"):
         made[family] = make_seeing(folder / family, family)
     for name, head, labels in (
         ("sentiment", "ForSequenceClassification", SENTIMENT),
@@ -87,6 +87,7 @@ def make_models(folder: Path) -> dict[str, dict[str, Any]]:
         made[name] = make_bert(folder / name, head, labels)
     made["t5"] = make_t5(folder / "t5")
     made["sorter"] = make_sorter(folder / "sorter", "wav2vec2")
+    made["clap"] = make_sorter(folder / "clap", "clap")
     made["doubler"] = save_swin2sr(folder / "doubler")
     made["ltx"] = make_video_pipeline(folder / "ltx", "ltx")
     # the names that BitingLip's documents write

@@ -325,8 +325,32 @@ def video(mesh: TableMesh) -> None:
         assert [each.id for each in client.videos.list()] == []
 
 
-def captioned_by_a_pipeline(mesh: TableMesh) -> None:
+def pipelines(mesh: TableMesh) -> None:
     picture = base64.b64encode(DRAWN).decode()
-    answer = mesh.post("/v1/pipelines/image-to-text", model="toy-caption", inputs=picture)
-    ((found,),) = answer["results"]
-    assert found["generated_text"] == str(SCENES[0])
+
+    def ask(task: str, model: str, **parameters: Any) -> Any:
+        body = {"model": model, "inputs": picture, "parameters": parameters}
+        (found,) = mesh.post(f"/v1/pipelines/{task}", **body)["results"]
+        return found
+
+    labels = {"candidate_labels": ["a heart", "a star"]}
+    assert ask("image-to-text", "toy-caption")["generated_text"] == str(SCENES[0])
+    for found in (
+        ask("image-classification", "vit", top_k=1000),
+        ask("zero-shot-image-classification", "clip", **labels),
+    ):
+        assert sum(each["score"] for each in found) == pytest.approx(1, abs=1e-4)
+    for found in (
+        ask("object-detection", "yolos", threshold=0.01),
+        ask("zero-shot-object-detection", "owlvit", threshold=0.01, **labels),
+    ):
+        assert found
+        assert {"xmin", "ymin", "xmax", "ymax"} == set(found[0]["box"])
+    depth = Image.open(io.BytesIO(base64.b64decode(ask("depth-estimation", "dpt")["depth"])))
+    assert depth.size == (64, 64)
+    for part in ask("image-segmentation", "segformer"):
+        mask = Image.open(io.BytesIO(base64.b64decode(part["mask"])))
+        assert mask.size == (64, 64)
+    features = numpy.array(ask("image-feature-extraction", "vit-eyes"))
+    assert features.ndim == 2
+    assert features.std() > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -190,3 +191,20 @@ def sorted_sounds(mesh: TableMesh) -> None:
     assert sum(first.values()) == pytest.approx(1, abs=1e-4)
     assert names("123") == pytest.approx(first, abs=1e-6)
     assert names("987654") != pytest.approx(first, abs=1e-4)
+
+
+def pipelines(mesh: TableMesh) -> None:
+    def ask(task: str, model: str, inputs: str, **parameters: Any) -> Any:
+        body = {"model": model, "inputs": inputs, "parameters": parameters}
+        (found,) = mesh.post(f"/v1/pipelines/{task}", **body)["results"]
+        return found
+
+    keys = base64.b64encode(keys_file(KEYS)).decode()
+    assert ask("automatic-speech-recognition", "tiny-dtmf", keys)["text"] == HEARD
+    labels = ["a dog", "rain"]
+    found = ask("zero-shot-audio-classification", "clap", keys, candidate_labels=labels)
+    assert {each["label"] for each in found} == set(labels)
+    assert sum(each["score"] for each in found) == pytest.approx(1, abs=1e-4)
+    said = ask("text-to-speech", "bark", TEXT, seed=3)
+    _, rate = heard(base64.b64decode(said["audio"]), "wav")
+    assert rate == said["sampling_rate"]
