@@ -161,8 +161,10 @@ def _larger_than_all(
     """Say what the model needs, what there is, and which quantisation would fit."""
     total, parameters = largest.info.memory_total, candidate.site.model.parameters
     details: dict[str, object] = {"need": need, "largest": total}
-    hint = "Offer a smaller variant of it, set its 'quantization' or 'offload' to auto where that "
-    "is off, or add a larger device."
+    hint = (
+        "Offer a smaller variant of it, set its 'quantization' or 'offload' to auto where that "
+        "is off, or add a larger device."
+    )
     if parameters:
         # Beside the weights stays what it needs now: cache, activations, context.
         beside = max(0, need - candidate.site.model.load_bytes)

@@ -480,7 +480,8 @@ class Scheduler:
         window = self.tickets.first_of(candidates, lookahead, len(self.ledger))
         commands = self._offer_all(window, candidates, now)
         if not commands and device.plans:
-            planned = [ticket for _, _, ticket in device.plans[:lookahead]]
+            asked = set(window)  # they would decline again: nothing has changed since
+            planned = [t for _, _, t in device.plans[:lookahead] if t not in asked]
             commands = self._offer_all(planned, candidates, now)
         return commands
 
@@ -537,7 +538,8 @@ class Scheduler:
             search(quote.candidate.group, ticket.demand, (quote,), ()) if found is None else found
         )
         candidate, units = quote.candidate, ticket.demand.units
-        quote = self._quotes.quote(candidate, units, now, ticket.key, ahead={}) or quote
+        if candidate.site.tickets:
+            quote = self._quotes.quote(candidate, units, now, ticket.key, ahead={}) or quote
         self._dequeue(ticket)
         return self._grant(ticket.place, ticket.gateway, ticket.demand, quote, now, found)
 

@@ -127,13 +127,7 @@ def _variable(value: str) -> str:
     return value
 
 
-def _upstream_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
-        raise ValueError("expected at most 63 letters, digits, '.', '-' and '_' as a name")
-    return value
-
-
-def _addition_name(value: str) -> str:
+def _short_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
         raise ValueError("expected at most 63 letters, digits, '.', '-' and '_' as a name")
     return value
@@ -461,12 +455,12 @@ class ModelConfig(Section):
     max_replicas: int | None = Field(
         default=None, ge=1, description="The most replicas that the mesh loads; unset: no limit."
     )
-    loras: dict[Annotated[str, AfterValidator(_addition_name)], str] = Field(
+    loras: dict[Annotated[str, AfterValidator(_short_name)], str] = Field(
         default_factory=dict,
         description="LoRAs of an image model that requests may name: name = a .safetensors file, a "
         "folder with one, or `hf:org/name[@revision]`.",
     )
-    controlnets: dict[Annotated[str, AfterValidator(_addition_name)], str] = Field(
+    controlnets: dict[Annotated[str, AfterValidator(_short_name)], str] = Field(
         default_factory=dict,
         description="ControlNets of an image model by the sort of map they follow (canny, depth, "
         "...): name = a folder, or `hf:org/name[@revision]`.",
@@ -601,7 +595,7 @@ class Config(Section):
     gateway: GatewayConfig = Field(default_factory=GatewayConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
     models: dict[str, ModelConfig] = Field(default_factory=dict)
-    upstreams: dict[Annotated[str, AfterValidator(_upstream_name)], UpstreamConfig] = Field(
+    upstreams: dict[Annotated[str, AfterValidator(_short_name)], UpstreamConfig] = Field(
         default_factory=dict
     )
     policies: dict[str, PolicyConfig] = Field(default_factory=dict)

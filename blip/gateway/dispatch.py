@@ -484,10 +484,10 @@ class Dispatcher:
             call = self._calls.get(event.task)  # type: ignore[union-attr]
             if call is not None:
                 self.execute(call, call.task.moved(event))  # type: ignore[arg-type]
-        elif kind is Nodes:
-            self._update(event)  # type: ignore[arg-type]
-        elif kind is Story:
-            self._stories.told(event)  # type: ignore[arg-type]
+        elif isinstance(event, Nodes):
+            self._update(event)
+        elif isinstance(event, Story):
+            self._stories.told(event)
         elif kind is Ready:
             log.info("connected to the broker at %s", self._broker_endpoint)
             self._replace()
@@ -495,8 +495,8 @@ class Dispatcher:
             log.warning("the broker is %s; placing by ourselves", kind.__name__.lower())
             self._stories.abandon()
             self._replace()
-        elif kind is Closed:
-            log.error("the broker ended the link: %s", event.text)  # type: ignore[union-attr]
+        elif isinstance(event, Closed):
+            log.error("the broker ended the link: %s", event.text)
             self.loop.call_later(REDIAL_AFTER, self._redial, self._broker)
 
     def _stray(self, grant: Grant) -> None:
@@ -593,12 +593,12 @@ class Dispatcher:
             else:
                 commands = task.stopped(event)  # type: ignore[arg-type]
             self.execute(call, commands)
-        elif kind is Ordered:
-            order = link.orders.get(event.number)  # type: ignore[union-attr]
+        elif isinstance(event, Ordered):
+            order = link.orders.get(event.number)
             if order is not None:
-                order.take(event)  # type: ignore[arg-type]
-        elif kind is Ready:
-            peer = event.peer  # type: ignore[union-attr]
+                order.take(event)
+        elif isinstance(event, Ready):
+            peer = event.peer
             if isinstance(peer, Welcome) and peer.epoch != link.entry.incarnation:
                 self._drop(link.entry.id, "the node restarted")
                 return
@@ -606,8 +606,8 @@ class Dispatcher:
             assert link.dialer is not None
             for message in waiting:
                 link.dialer.send(message)
-        elif kind is Lost:
-            self._void(link, f"the link to the node broke ({event.reason})")  # type: ignore[union-attr]
+        elif isinstance(event, Lost):
+            self._void(link, f"the link to the node broke ({event.reason})")
             if link.entry.id not in self._table.nodes:
                 self._drop(link.entry.id, "the node left the mesh")
         elif kind is Closed:

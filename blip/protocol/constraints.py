@@ -127,7 +127,7 @@ def _lacks(
     if key == "memory":
         if device.memory_total >= value:
             return None
-        return f"it has {_gib(device.memory_total)} of memory, not {_gib(value)}"
+        return f"it has {gib(device.memory_total)} of memory, not {gib(value)}"
     if key == "labels":
         for label, wanted in value.items():
             found = labels.get(label)
@@ -143,7 +143,7 @@ def _each(key: str, value: Any) -> Iterable[Any]:
 
 def _say(key: str, value: Any) -> str:
     if key == "memory":
-        return f"{_gib(value)} of memory or more"
+        return f"{gib(value)} of memory or more"
     if key == "labels":
         return " and ".join(f"label {label} = {'|'.join(words)}" for label, words in value.items())
     return f"{key} {'|'.join(value)}"
@@ -166,7 +166,8 @@ def _size(value: Any, name: str) -> int:
     return int(float(match[1]) * unit)
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Write bytes as people read them."""
     return f"{size / 1024**3:.1f} GiB"
 
 

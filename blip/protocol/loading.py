@@ -19,9 +19,10 @@ from blip.errors import (
     NoNode,
     Unavailable,
 )
+from blip.protocol.constraints import gib
 from blip.protocol.messages import Device, Model, NodeEntry, Replica
 from blip.protocol.names import unique_names
-from blip.protocol.placement import room, speed
+from blip.protocol.placement import is_up, room, speed
 
 
 class Spot(NamedTuple):
@@ -76,9 +77,7 @@ def check_known(entries: Sequence[NodeEntry], model: str) -> None:
 def has_replica(entry: NodeEntry, model: str, device: str = "") -> bool:
     """Whether a node has the model loaded, or is loading it; on that device, if one is given."""
     return any(
-        replica.model == model
-        and replica.state in ("ready", "loading")
-        and device in ("", replica.device)
+        is_up(replica, model) and device in ("", replica.device)
         for replica in entry.advert.replicas
     )
 
@@ -135,8 +134,3 @@ def _unloadable(
         f"({place(best)})",
         details={"need": need, "most": most, "node": best.entry.id, "device": best.device.id},
     )
-
-
-def gib(size: int) -> str:
-    """Write bytes as people read them."""
-    return f"{size / 1024**3:.1f} GiB"

@@ -57,7 +57,7 @@ def choose(
     replicas = limit = 0
     for entry in entries:
         if entry.status == "ready":
-            replicas += sum(_is_up(replica, model) for replica in entry.advert.replicas)
+            replicas += sum(is_up(replica, model) for replica in entry.advert.replicas)
         if entry.status != "ready" or entry.advert.draining or entry.id in exclude:
             continue
         wanted = _model(entry, kind, model)
@@ -131,7 +131,8 @@ def _unmet(require: Require, entry: NodeEntry, device: Device) -> list[str]:
     return unmet(require, node=(entry.id, entry.name), labels=labels, device=device)
 
 
-def _is_up(replica: Replica, model: str) -> bool:
+def is_up(replica: Replica, model: str) -> bool:
+    """Whether it has the model loaded, or is loading it."""
     return replica.model == model and replica.state in ("ready", "loading")
 
 
@@ -141,7 +142,7 @@ def _option(entry: NodeEntry, device: Device, model: Model) -> _Option | None:
         return None
     replicas = [replica for replica in entry.advert.replicas if replica.device == device.id]
     for replica in replicas:
-        if _is_up(replica, model.name):
+        if is_up(replica, model.name):
             # A load under way counts as warm: better to join it than to start another.
             return _Option(entry, device, max(1, replica.slots), _busy(replica), 0.0)
     if model.error and model.retry_in > 0:

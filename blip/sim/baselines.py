@@ -230,10 +230,6 @@ class Fifo(Baseline):
                 max(idle, key=lambda place: (self.warm(place, model), self.speed(place))),
             )
 
-    def choose(self, options: Sequence[Place], request: Request) -> Place:
-        """Take the fastest."""
-        return max(options, key=self.speed)
-
 
 class FifoDrop(Fifo):
     """The same, and what is late is stopped: no deadline orders anything, none is wasted on."""

@@ -49,8 +49,7 @@ class Gauge:
     def _reserved(self) -> int:
         if not self._allocator:
             now = _device_used()
-            known = self._before is not None and now is not None
-            return max(0, now - self._before) if known else 0  # type: ignore[operator]
+            return 0 if now is None or self._before is None else max(0, now - self._before)
         import torch
 
         if self._context is None:
