@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blip.cli import render
+from blip.cli import files, render
 from blip.client import Blip, SyncTextStream, picture
 from blip.config.schema import default_state_dir
 from blip.errors import BlipError, InvalidRequest
@@ -49,17 +49,14 @@ class Request:
         return client.chat_stream(self.model, said, **options)
 
 
-def read_pictures(files: Sequence[Path], *, raw: bool) -> list[bytes]:
+def read_pictures(paths: Sequence[Path], *, raw: bool) -> list[bytes]:
     """Return the contents of files.
 
     Raises :class:`~blip.errors.InvalidRequest` for what cannot be read, or with ``raw``.
     """
-    if files and raw:
+    if paths and raw:
         raise InvalidRequest("--image needs a chat: --raw continues text alone")
-    try:
-        return [file.read_bytes() for file in files]
-    except OSError as error:
-        raise InvalidRequest(f"cannot read {error.filename}: {error.strerror}") from None
+    return [files.read(path) for path in paths]
 
 
 def read_schema(given: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from blip.cli import render
+from blip.cli import files, render
 from blip.client import Blip
 from blip.errors import InvalidRequest
 
@@ -63,7 +63,7 @@ def run(
     is_bytes = isinstance(body, bytes)
     if out is not None:
         text = b"" if is_bytes else json.dumps(body, ensure_ascii=False, indent=2).encode() + b"\n"
-        out.write_bytes(body if is_bytes else text)
+        files.write(out, body if is_bytes else text)
         body = {"file": str(out), "media_type": answer.media}
     elif is_bytes:
         sys.stdout.buffer.write(body)

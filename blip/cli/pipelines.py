@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip.cli import render
+from blip.cli import files, render
 from blip.client import Blip
 from blip.errors import InvalidRequest
 
@@ -89,12 +89,12 @@ def run(asked: Asked, url: str | None, api_key: str | None, *, as_json: bool) ->
 
 
 def _run_files(
-    asked: Asked, files: Sequence[Path], url: str | None, api_key: str | None, *, as_json: bool
+    asked: Asked, paths: Sequence[Path], url: str | None, api_key: str | None, *, as_json: bool
 ) -> int:
     """Run a task on files, a request each."""
     if asked.texts:
         raise InvalidRequest("there are texts and --file", hint="Give one of both.")
-    contents = [_read(file) for file in files]
+    contents = [files.read(path) for path in paths]
     settings = asked.options | asked.parameters()
     with Blip(url, api_key) as client:
         answers = [client.pipeline(asked.task, asked.model, each, **settings) for each in contents]
@@ -102,7 +102,7 @@ def _run_files(
     if as_json:
         render.print_json({"results": results, "nodes": [each.origin.node for each in answers]})
     else:
-        _print([str(file) for file in files], results)
+        _print([str(path) for path in paths], results)
     return 0
 
 
@@ -111,13 +111,6 @@ def _print(inputs: Sequence[str], results: Sequence[Any]) -> None:
         if len(inputs) > 1:
             print(given)
         print("\n".join(_lines(result)))
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"{file} cannot be read: {error.strerror}") from None
 
 
 def _lines(result: Any) -> list[str]:

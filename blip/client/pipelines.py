@@ -11,7 +11,7 @@ from urllib.parse import quote
 import aiohttp
 
 from blip.client.answers import Origin
-from blip.client.connection import Connection, body_of
+from blip.client.connection import Connection, body_of, form_of
 from blip.client.options import Require, task_headers
 
 
@@ -88,8 +88,7 @@ class PipelineClient(Connection):
         headers = task_headers(priority, deadline, require)
         said: dict[str, Any] | aiohttp.FormData
         if isinstance(inputs, bytes):
-            said = aiohttp.FormData({"model": model, "parameters": json.dumps(known)})
-            said.add_field("inputs", inputs, filename="inputs")
+            said = form_of({"model": model, "parameters": json.dumps(known)}, inputs=inputs)
         else:
             whole = inputs if isinstance(inputs, str | Mapping) else list(inputs)
             said = body_of(model, {"inputs": whole, "parameters": known})

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blip.client.answers import Origin
+from blip.client.answers import Origin, error_from_envelope
 from blip.client.connection import Connection, body_of, form_of
 from blip.client.options import Require, task_headers
-from blip.errors import BlipError, from_wire
+from blip.errors import BlipError
 
 #: Seconds between two looks at a video that is being made. A step of one takes about as long.
 POLL = 1.0
@@ -114,6 +114,5 @@ class VideoClient(Connection):
             video, _ = await self._json("GET", path)
         error = video.get("error")
         if error is not None:
-            details = {name: error[name] for name in ("param", "hint") if error.get(name)}
-            raise from_wire(error["code"], error["message"], details)
+            raise error_from_envelope(error)
         return video

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -73,13 +74,14 @@ class PaintRequest(PictureFileRequest):
         """Raise :class:`~blip.errors.InvalidRequest` for what the types alone do not say."""
         super().check(at)
         self.dimensions()
-        self.guide()
+        _ = self.guide  # decoded here, and once
         if not self.stream and (self.partial_images or self.progress):
             name = "partial_images" if self.partial_images else "progress"
             raise InvalidRequest(f"'{name}' needs 'stream': true.", param=at + name)
 
+    @cached_property
     def guide(self) -> Control | None:
-        """Return what shapes to follow. Raises :class:`~blip.errors.InvalidRequest`."""
+        """What shapes to follow. Raises :class:`~blip.errors.InvalidRequest`."""
         upload = self.upload("control_image") if isinstance(self, FormRequest) else None
         if self.control is not None:
             return self.control.task(upload)
@@ -113,7 +115,7 @@ class PaintRequest(PictureFileRequest):
             "guidance_scale": self.guidance_scale,
             "scheduler": self.scheduler,
             "loras": lora_tasks(self.loras),
-            "control": self.guide(),
+            "control": self.guide,
             "format": self.format,
             "quality": self.file_quality,
             "previews": self.partial_images if self.stream else None,

@@ -198,7 +198,12 @@ def segments_from_wire(payload: bytes | memoryview) -> Segments:
 
 def features_from_wire(payload: bytes | memoryview) -> Features:
     """Decode a feature extraction. Raises ``ValueError`` or ``TypeError`` on anything else."""
-    count, values = msgpack.unpackb(payload)
+    return features_of(msgpack.unpackb(payload))
+
+
+def features_of(found: Any) -> Features:
+    """Check rows and their values. Raises ``ValueError`` or ``TypeError`` for what are none."""
+    count, values = found
     if count < 1 or not values or len(values) % (4 * count):
         raise ValueError(f"{len(values)} bytes are no {count} vectors")
     return Features(count, bytes(values))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import asyncio
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from blip.cli.local import free_port
 from blip.config import Config
 from blip.errors import BlipError, ModelLoadFailed, ModelNotFound, NodeLost
 from blip.kinds.completion import CompletionInput
@@ -155,12 +155,6 @@ async def listed(http: aiohttp.ClientSession, url: str) -> list[Any]:
             return rows
     except aiohttp.ClientError:
         return []
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def test_an_engine_that_dies_fails_what_was_half_said_and_comes_back() -> None:

@@ -157,7 +157,7 @@ async def test_limits_stops_and_chances(toy: Runtime) -> None:
     assert [row.token for row in short.logprobs] == ["a", "large", "red"]
     assert all(row.logprob > -0.5 and len(row.top) == 2 for row in short.logprobs)
     stopped = await told(toy, image=image, stop=[" on"])
-    assert (stopped.text, stopped.reason) == ("a large red heart", "stop")
+    assert (stopped.text, stopped.reason, stopped.stop) == ("a large red heart", "stop", " on")
     assert (await told(toy, image=image, max_tokens=400)).text == str(SCENES[0])
     with pytest.raises(ContextTooLong, match="32") as caught:
         await told(toy, image=image, prompt="a " * 40)

@@ -116,7 +116,16 @@ async def vary(exchange: Exchange, body: ImageVariationRequest) -> web.StreamRes
     return await paint(exchange, body, tasks, "image_edit")
 
 
-def _operation(name: str, handler: Any, summary: str, body: Any, example: Any) -> Operation:
+def operation(
+    name: str,
+    handler: Any,
+    summary: str,
+    body: Any,
+    example: Any,
+    answer: Any = Pictures,
+    event: Any = PictureEvent,
+) -> Operation:
+    """Return an operation below ``/v1/images``."""
     return Operation(
         "POST",
         f"/v1/images/{name}",
@@ -124,30 +133,30 @@ def _operation(name: str, handler: Any, summary: str, body: Any, example: Any) -
         summary,
         "images",
         body=body,
-        answer=Pictures,
+        answer=answer,
         task=True,
-        event=PictureEvent,
+        event=event,
         errors=(*TEXT_FAILURES, PolicyViolation),
         example=example,
     )
 
 
 OPERATIONS = (
-    _operation(
+    operation(
         "generations",
         generate,
         "Paint a text",
         ImageGenerationRequest,
         {"model": "toy-shapes", "prompt": "a large red heart on a white background"},
     ),
-    _operation(
+    operation(
         "edits",
         edit,
         "Paint a picture over",
         ImageEditRequest,
         {"model": "toy-shapes", "image": "@heart.png", "prompt": "a large blue heart"},
     ),
-    _operation(
+    operation(
         "variations",
         vary,
         "Vary a picture",

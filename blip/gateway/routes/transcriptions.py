@@ -18,6 +18,7 @@ from blip.gateway.fields import Refused
 from blip.gateway.form import Choices, File, FormRequest
 from blip.gateway.mesh import Answer
 from blip.gateway.routes.failures import TEXT_FAILURES
+from blip.gateway.text import safe
 from blip.kinds import Kind, captions
 from blip.kinds.sounds import check_sound
 from blip.kinds.transcription import (
@@ -322,7 +323,7 @@ class _Events:
 
     @staticmethod
     def _event(event: TranscriptEvent) -> str:
-        data = json.dumps(event.model_dump(exclude_none=True), ensure_ascii=False)
+        data = safe(json.dumps(event.model_dump(exclude_none=True), ensure_ascii=False))
         return f"event: {event.type}\ndata: {data}\n\n"
 
 

@@ -10,8 +10,6 @@ from typing import Annotated, Any, ClassVar
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from blip.errors import PolicyViolation
-from blip.gateway.api import Operation
 from blip.gateway.events import send_events
 from blip.gateway.exchange import Exchange, News
 from blip.gateway.fields import Ignored, Refused
@@ -19,7 +17,7 @@ from blip.gateway.form import File, FormRequest
 from blip.gateway.guard import admit, release
 from blip.gateway.mesh import Answer
 from blip.gateway.picture_file import PictureFileRequest, size_of
-from blip.gateway.routes.failures import TEXT_FAILURES
+from blip.gateway.routes.images import operation
 from blip.gateway.sampling import Seed, wishes
 from blip.gateway.upload import encode_file
 from blip.kinds.image import MAX_STEPS, step_from_wire
@@ -179,35 +177,23 @@ class _Events:
         return f'event: {kind}\ndata: {{"type":{json.dumps(kind)},{facts},{self._tail}'
 
 
-def _operation(name: str, handler: Any, summary: str, body: Any, example: Any) -> Operation:
-    return Operation(
-        "POST",
-        f"/v1/images/{name}",
-        handler,
-        summary,
-        "images",
-        body=body,
-        answer=Upscaled,
-        task=True,
-        event=UpscaleEvent,
-        errors=(*TEXT_FAILURES, PolicyViolation),
-        example=example,
-    )
-
-
 OPERATIONS = (
-    _operation(
+    operation(
         "upscale",
         upscale,
         "Enlarge a picture",
         ImageUpscaleRequest,
         {"model": "swin2sr", "image": "@small.png", "scale": "2"},
+        Upscaled,
+        UpscaleEvent,
     ),
-    _operation(
+    operation(
         "enhance",
         enhance,
         "Clean a picture",
         ImageEnhanceRequest,
         {"model": "swin2sr", "image": "@old.jpg"},
+        Upscaled,
+        UpscaleEvent,
     ),
 )

@@ -42,9 +42,6 @@ def convert(source: Path, folder: Path, report: Callable[[float], None]) -> None
     plain.tie_weights()
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
-    for file in folder.iterdir():  # the rename that follows must not outrun the data
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
     report(1.0)
 
 

@@ -120,9 +120,6 @@ def convert(folders: list[Path], target: Path, report: Callable[[float], None]) 
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     WhisperFeatureExtractor(feature_size=shape.mel).save_pretrained(target)
-    for file in target.iterdir():  # the rename that follows must not outrun the data
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
     report(1.0)
 
 

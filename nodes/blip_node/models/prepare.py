@@ -155,6 +155,9 @@ def _converted(work: _Work, folder: Path, report: Callable[[float], None]) -> Pa
         try:
             _convert(work, temporary, lock, report)
             temporary.chmod(0o755)
+            for file in filter(Path.is_file, temporary.rglob("*")):
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())  # the rename must not outrun the data
             temporary.rename(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

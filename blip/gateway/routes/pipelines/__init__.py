@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from blip.errors import NotFound, RuntimeFailed
 from blip.gateway import shares
@@ -212,23 +212,21 @@ def handler_of(task: Task) -> OperationHandler:
     async def run(exchange: Exchange, body: Any) -> web.StreamResponse:
         parts = shares.start(exchange, body.kind, body.model, body.costs(), body.task)
         results: list[Any] = []
-        counts = {"prompt_tokens": 0, "completion_tokens": 0, "truncated": 0}
+        counts: list[Mapping[str, int]] = []
         try:
             for part, (_, answer) in zip(
                 parts, await shares.results(exchange, FIELDS), strict=True
             ):
                 found = results_from_wire(answer.payload, len(part))
                 results += map(task.answer.result, found)
-                for name in counts:
-                    counts[name] += answer.usage.get(name, 0)
-        except (ValueError, TypeError, ValidationError) as error:
+                counts.append(answer.usage)
+        except (ValueError, TypeError) as error:
             raise RuntimeFailed(f"The node's answer cannot be read: {error}") from None
-        total = counts["prompt_tokens"] + counts["completion_tokens"]
         answer = task.answer(
             task=task.name,
             model=body.model,
             results=results,
-            usage=answers.PipelineUsage(total_tokens=total, **counts),
+            usage=answers.usage_of(counts),
         )
         return web.Response(text=answer.model_dump_json(), content_type="application/json")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from blip.kinds.vision import features_of
 
 
 class PipelineUsage(BaseModel):
@@ -15,6 +17,17 @@ class PipelineUsage(BaseModel):
     completion_tokens: int
     total_tokens: int
     truncated: int
+
+
+def usage_of(counts: Sequence[Mapping[str, int]]) -> PipelineUsage:
+    """Sum up what the nodes counted."""
+    read, written, lost = (
+        sum(each.get(name, 0) for each in counts)
+        for name in ("prompt_tokens", "completion_tokens", "truncated")
+    )
+    return PipelineUsage(
+        prompt_tokens=read, completion_tokens=written, total_tokens=read + written, truncated=lost
+    )
 
 
 class PipelineAnswer(BaseModel):
@@ -125,9 +138,7 @@ class PipelineFeatures(PipelineAnswer):
     @staticmethod
     def result(found: Any) -> list[list[float]]:
         """Read the rows of one text."""
-        tokens, raw = found
-        size = len(raw) // 4 // tokens
-        return [list(row) for row in struct.iter_unpack(f"<{size}f", raw)]
+        return features_of(found).vectors
 
 
 class PipelineText(BaseModel):

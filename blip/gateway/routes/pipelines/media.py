@@ -158,18 +158,11 @@ def handler_of(task: MediaTask) -> OperationHandler:
             found = task.read(body, result)
         except (ValueError, TypeError) as error:
             raise RuntimeFailed(f"The node's answer cannot be read: {error}") from None
-        usage = result.answer.usage
-        read, written = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
         answer = task.answer(
             task=task.name,
             model=body.model,
             results=[found],
-            usage=answers.PipelineUsage(
-                prompt_tokens=read,
-                completion_tokens=written,
-                total_tokens=read + written,
-                truncated=usage.get("truncated", 0),
-            ),
+            usage=answers.usage_of([result.answer.usage]),
         )
         return web.Response(text=answer.model_dump_json(), content_type="application/json")
 

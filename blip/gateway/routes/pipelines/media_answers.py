@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,6 +9,7 @@ from pydantic import BaseModel
 from blip.gateway.exchange import Result
 from blip.gateway.routes.pipelines.answers import PipelineAnswer, PipelineLabel, PipelineText
 from blip.gateway.routes.vision import BoxView
+from blip.gateway.upload import encode_file
 from blip.kinds.speech import piece_from_wire
 from blip.kinds.text import finish_from_wire
 from blip.kinds.transcription import Segment, transcript_from_wire
@@ -125,7 +125,7 @@ def depth(body: Any, result: Result) -> PipelineDepth:
     """Read depths."""
     found = depths_from_wire(result.answer.payload)
     return PipelineDepth(
-        depth=_base64(found.file),
+        depth=encode_file(found.file),
         min=found.low,
         max=found.high,
         width=found.width,
@@ -137,7 +137,7 @@ def segments(body: Any, result: Result) -> list[PipelineSegment]:
     """Read a segmentation."""
     found = segments_from_wire(result.answer.payload).segments
     return [
-        PipelineSegment(score=each.score, label=each.label, mask=_base64(each.mask))
+        PipelineSegment(score=each.score, label=each.label, mask=encode_file(each.mask))
         for each in found
     ]
 
@@ -175,10 +175,6 @@ def speech(body: Any, result: Result) -> PipelineSpeech:
     """Read a file."""
     pieces = [*(piece_from_wire(part).data for part in result.parts), result.answer.payload]
     return PipelineSpeech(
-        audio=_base64(b"".join(map(bytes, pieces))),
+        audio=encode_file(b"".join(pieces)),
         sampling_rate=result.answer.usage.get("sample_rate", 0),
     )
-
-
-def _base64(file: bytes) -> str:
-    return base64.b64encode(file).decode()

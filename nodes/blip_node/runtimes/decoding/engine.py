@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from blip.errors import ConfigError, InvalidRequest, ModelLoadFailed, UnsupportedField
 from blip.kinds.chat import ChatInput
 from blip.kinds.completion import CompletionInput
-from blip.kinds.text import PREFILL_SHARE, Finish, delta_to_wire
 from blip_node.models.snapshot import DEFAULT_CONTEXT, context_of, fit_context
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
 from blip_node.runtimes.chat import chat_prompt
@@ -25,7 +24,7 @@ from blip_node.runtimes.decoding.lark import Lark, TokenOf, answer, calls, eithe
 from blip_node.runtimes.decoding.loop import Loop
 from blip_node.runtimes.decoding.prompt import Prompt, room
 from blip_node.runtimes.decoding.sampler import Sampler
-from blip_node.runtimes.decoding.sequence import Sequence
+from blip_node.runtimes.decoding.sequence import Sequence, outcome
 from blip_node.runtimes.decoding.stepper import Serial, Stepper
 from blip_node.runtimes.decoding.stops import StopMatcher
 from blip_node.runtimes.decoding.tool_stream import ToolStream
@@ -76,7 +75,7 @@ class Engine:
         if finish is None:
             sampler = Sampler(wishes, prompt.ids, self._device, sequence.constraint)
             finish = await self._loop.decode(job, sequence, sampler)
-        return _outcome(sequence, finish, len(wishes.generated))
+        return outcome(sequence, finish, len(wishes.generated))
 
     def close(self) -> None:
         """Stop the inference thread."""
@@ -213,13 +212,3 @@ def _stop_ids(ids: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
     if ids is None:
         return frozenset()
     return frozenset([ids] if isinstance(ids, int) else ids)
-
-
-def _outcome(sequence: Sequence, finish: Finish, resumed: int) -> Outcome:
-    """Count: usage as the client sees it, over all attempts; units as this attempt worked."""
-    prompt, completion = len(sequence.prompt), len(sequence.generated)
-    return Outcome(
-        delta_to_wire(finish),
-        usage={"prompt_tokens": prompt, "completion_tokens": completion},
-        units=(prompt + resumed) * PREFILL_SHARE + completion - resumed,
-    )

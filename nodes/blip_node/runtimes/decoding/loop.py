@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from blip.errors import BlipError, Cancelled, WorkerCrashed
-from blip.kinds.text import Delta, Finish, TokenLogprob, delta_to_wire
+from blip.kinds.text import Delta, Finish, delta_to_wire
 from blip_node.runtimes.base import Job
-from blip_node.runtimes.decoding.sampler import Choice, Sampler, choose
+from blip_node.runtimes.decoding.sampler import Choice, Sampler, choose, told
 from blip_node.runtimes.decoding.sequence import Sequence
 from blip_node.runtimes.decoding.stepper import Stepper
 from blip_node.runtimes.decoding.vocabulary import Vocabulary
@@ -159,19 +159,11 @@ class Loop:
             self._waiting.append(self._inbox.get())
 
     def _extend(self, stream: _Stream, choice: Choice) -> None:
-        step = stream.sequence.accept(choice.token, self._logprob(choice))
+        step = stream.sequence.accept(choice.token, told(choice, self._vocabulary))
         if isinstance(step, Delta):
             stream.job.emit(delta_to_wire(step))
         else:
             self._end(stream, step)
-
-    def _logprob(self, choice: Choice) -> TokenLogprob | None:
-        if choice.logprob is None:
-            return None
-        raw = self._vocabulary.raw
-        top = [(_text(raw(token)), logprob, raw(token)) for token, logprob in choice.top]
-        chosen = raw(choice.token)
-        return TokenLogprob(_text(chosen), choice.logprob, chosen, top)
 
     def _end(self, stream: _Stream, result: Finish | BlipError) -> None:
         """Take a stream out, free its cache, and tell whoever waits for it."""
@@ -208,7 +200,3 @@ def _settle(future: asyncio.Future[Finish], result: Finish | BlipError) -> None:
         future.set_exception(result)
     else:
         future.set_result(result)
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")

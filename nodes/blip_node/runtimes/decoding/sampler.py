@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from blip.errors import RuntimeFailed
-from blip.kinds.text import TextInput
+from blip.kinds.text import TextInput, TokenLogprob
 from blip_node.runtimes.decoding.constraint import Constraint, restrict
+from blip_node.runtimes.decoding.vocabulary import Vocabulary
 
 #: Below this a softmax in float32 is a step function, and dividing by it overflows soon after.
 GREEDY_BELOW = 1e-4
@@ -36,6 +37,20 @@ class Choice(NamedTuple):
     token: int
     logprob: float | None = None
     top: list[tuple[int, float]] = []  # noqa: RUF012  (never mutated)
+
+
+def told(choice: Choice, vocabulary: Vocabulary) -> TokenLogprob | None:
+    """Return a choice's log-probabilities as they travel; None if not asked for."""
+    if choice.logprob is None:
+        return None
+    named = ((vocabulary.raw(token), logprob) for token, logprob in choice.top)
+    top = [(_text(raw), logprob, raw) for raw, logprob in named]
+    raw = vocabulary.raw(choice.token)
+    return TokenLogprob(_text(raw), choice.logprob, raw, top)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
 
 
 def uniform(seed: int, step: int) -> float:

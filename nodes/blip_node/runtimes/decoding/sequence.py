@@ -6,8 +6,9 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
 
-from blip.kinds.text import Delta, Finish, FinishReason, TokenLogprob
+from blip.kinds.text import PREFILL_SHARE, Delta, Finish, FinishReason, TokenLogprob, delta_to_wire
 from blip.kinds.tools import CallPiece
+from blip_node.runtimes.base import Outcome
 from blip_node.runtimes.decoding.constraint import Constraint
 from blip_node.runtimes.decoding.detokenizer import Detokenizer
 from blip_node.runtimes.decoding.stops import StopMatcher
@@ -117,3 +118,13 @@ class Sequence:
         if reason == "stop" and self.tools is not None and self.tools.calls:
             reason = "tool_calls"
         return Finish(reason, text, [token], logprobs, calls or None, self.stops.found)
+
+
+def outcome(sequence: Sequence, finish: Finish, resumed: int) -> Outcome:
+    """Count: usage as the client sees it, over all attempts; units as this attempt worked."""
+    prompt, completion = len(sequence.prompt), len(sequence.generated)
+    return Outcome(
+        delta_to_wire(finish),
+        usage={"prompt_tokens": prompt, "completion_tokens": completion},
+        units=(prompt + resumed) * PREFILL_SHARE + completion - resumed,
+    )

@@ -17,7 +17,7 @@ from blip.errors import ModelLoadFailed, RuntimeFailed, UnsupportedField
 from blip.kinds.transcription import Segment, Transcript, TranscriptionInput, Word
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.hearing.listener import Watch
-from blip_node.runtimes.hearing.loading import load_speech
+from blip_node.runtimes.hearing.loading import load_speech, on_model
 
 #: Seconds that are computed at once, and how many of them at each end are only there to be heard:
 #: attention takes time by the square of its length, and a model wants to know what comes next.
@@ -105,13 +105,8 @@ class CtcListener:
 
     def _frames(self, samples: Any) -> list[int]:
         inputs = self._extractor(samples, sampling_rate=self.rate, return_tensors="pt")
-        model = self._model
-        given = {
-            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-        }
         with torch.inference_mode():
-            logits = model(**given).logits[0]
+            logits = self._model(**on_model(self._model, inputs)).logits[0]
             if not torch.isfinite(logits).all():
                 raise RuntimeFailed("the model computed NaN or infinity instead of letters")
             ids: list[int] = logits.argmax(-1).tolist()

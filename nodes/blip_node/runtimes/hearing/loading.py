@@ -29,3 +29,11 @@ def load_speech(spec: LoadSpec, auto_class: str, report: Callable[[float], None]
     tokenizer = load_part(spec, "AutoTokenizer")
     report(0.1)
     return Loaded(load_model(spec, auto_class, report, unused=_UNUSED), extractor, tokenizer)
+
+
+def on_model(model: Any, inputs: Any) -> dict[str, Any]:
+    """Return an extractor's tensors where the model is; numbers in its dtype."""
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }

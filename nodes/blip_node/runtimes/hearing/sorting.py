@@ -21,8 +21,9 @@ from blip.kinds.sound_classification import AudioClassificationInput, SoundInput
 from blip.kinds.vision import Guess, to_wire
 from blip_node.audio.decode import decode
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
+from blip_node.runtimes.hearing.loading import on_model
 from blip_node.runtimes.lane import Lane
-from blip_node.runtimes.loading import load_failure, load_model, load_tokenizer, read_config
+from blip_node.runtimes.loading import load_model, load_part, load_tokenizer, read_config
 from blip_node.runtimes.sight.classify import no_numbers
 
 #: Seconds that are listened to at once where the extractor sets no limit: attention takes memory
@@ -116,7 +117,7 @@ class FixedClasses:
     """A model with classes of its own; see :class:`Sorter`."""
 
     def __init__(self, spec: LoadSpec, report: Callable[[float], None]) -> None:
-        self.extractor = _extractor(spec)
+        self.extractor = load_part(spec, "AutoFeatureExtractor")
         self._model = load_model(spec, "AutoModelForAudioClassification", report, unused=_UNUSED)
 
     def begin(self, wishes: AudioClassificationInput) -> tuple[list[str], Score]:
@@ -130,7 +131,7 @@ class FixedClasses:
         activation = wishes.activation or own
 
         def score(inputs: Any) -> Tensor:
-            logits: Tensor = self._model(**_on(self._model, inputs)).logits[0].float()
+            logits: Tensor = self._model(**on_model(self._model, inputs)).logits[0].float()
             if activation == "softmax":
                 return logits.softmax(-1)
             return logits.sigmoid() if activation == "sigmoid" else logits
@@ -142,7 +143,7 @@ class AnyLabels:
     """A model that compares sounds with the labels of each request; see :class:`Sorter`."""
 
     def __init__(self, spec: LoadSpec, report: Callable[[float], None]) -> None:
-        self.extractor = _extractor(spec)
+        self.extractor = load_part(spec, "AutoFeatureExtractor")
         self._tokenizer = load_tokenizer(spec)
         self._model = load_model(spec, "ClapModel", report, unused=())
 
@@ -160,29 +161,11 @@ class AnyLabels:
         read = model.get_text_features(**texts.to(model.device)).pooler_output
 
         def score(inputs: Any) -> Tensor:
-            heard = model.get_audio_features(**_on(model, inputs)).pooler_output
+            heard = model.get_audio_features(**on_model(model, inputs)).pooler_output
             logits: Tensor = (heard @ read.T)[0].float() * model.logit_scale_a.float().exp()
             return logits.softmax(-1)
 
         return wishes.labels, score
-
-
-def _on(model: Any, inputs: Any) -> dict[str, Any]:
-    """Return an extractor's tensors where the model is; numbers in its dtype."""
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in inputs.items()
-    }
-
-
-def _extractor(spec: LoadSpec) -> Any:
-    transformers.logging.disable_progress_bar()
-    try:
-        return transformers.AutoFeatureExtractor.from_pretrained(
-            Path(spec.path), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:
-        raise load_failure(spec, error) from error
 
 
 def _load(spec: LoadSpec, report: Callable[[float], None]) -> Sorter:

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
 from transformers.generation import StoppingCriteriaList
 
-from blip.kinds.text import Delta, Finish, TokenLogprob, delta_to_wire
+from blip.kinds.text import Delta, Finish, delta_to_wire
 from blip_node.runtimes.base import Job
-from blip_node.runtimes.decoding.sampler import Choice, Sampler
+from blip_node.runtimes.decoding.sampler import Choice, Sampler, told
 from blip_node.runtimes.decoding.sequence import Sequence
 from blip_node.runtimes.decoding.vocabulary import Vocabulary
 
@@ -74,7 +74,8 @@ class Teller(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Take the last token. Raises what ``look`` raises."""
         self._look(self._job)
-        step = self._sequence.accept(int(input_ids[0, -1]), self._logprob())
+        logprob = told(self._choose.choice, self._vocabulary)
+        step = self._sequence.accept(int(input_ids[0, -1]), logprob)
         if isinstance(step, Finish):
             self._finish = step
         else:
@@ -90,16 +91,7 @@ class Teller(StoppingCriteria):  # type: ignore[misc]
         # a model may have ended by a rule of its own
         end = self._finish or Finish("stop")
         whole = _joined(self._kept, Delta(end.text, end.ids, end.logprobs))
-        return Finish(end.reason, whole.text, whole.ids, whole.logprobs)
-
-    def _logprob(self) -> TokenLogprob | None:
-        choice = self._choose.choice
-        if choice.logprob is None:
-            return None
-        raw = self._vocabulary.raw
-        top = [(_text(raw(token)), logprob, raw(token)) for token, logprob in choice.top]
-        chosen = raw(choice.token)
-        return TokenLogprob(_text(chosen), choice.logprob, chosen, top)
+        return end._replace(text=whole.text, ids=whole.ids, logprobs=whole.logprobs)
 
 
 def write(
@@ -133,7 +125,3 @@ def write(
 def _joined(one: Delta, two: Delta) -> Delta:
     rows = [*(one.logprobs or ()), *(two.logprobs or ())]
     return Delta(one.text + two.text, one.ids + two.ids, rows or None)
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")

@@ -12,7 +12,6 @@ from blip.errors import ConfigError, InvalidRequest, ModelLoadFailed, Unsupporte
 from blip.kinds.base import TaskInput
 from blip.kinds.caption import TYPICAL_CAPTION_TOKENS, CaptionInput
 from blip.kinds.chat import ChatInput
-from blip.kinds.text import PREFILL_SHARE, Finish, delta_to_wire
 from blip_node.models.abilities import abilities
 from blip_node.models.snapshot import (
     DEFAULT_CONTEXT,
@@ -26,7 +25,7 @@ from blip_node.runtimes.decoding.detokenizer import Detokenizer
 from blip_node.runtimes.decoding.lark import answer
 from blip_node.runtimes.decoding.prompt import room
 from blip_node.runtimes.decoding.sampler import Sampler
-from blip_node.runtimes.decoding.sequence import Sequence
+from blip_node.runtimes.decoding.sequence import Sequence, outcome
 from blip_node.runtimes.decoding.stops import StopMatcher
 from blip_node.runtimes.decoding.vocabulary import Vocabulary
 from blip_node.runtimes.lane import Lane
@@ -139,7 +138,7 @@ class Narrator:
                 self._vocabulary,
                 streams=not captions,
             )
-        return _outcome(sequence, finish, len(wishes.generated))
+        return outcome(sequence, finish, len(wishes.generated))
 
     def _inputs(self, wishes: ChatInput | CaptionInput) -> dict[str, Any]:
         if isinstance(wishes, CaptionInput):
@@ -205,13 +204,3 @@ def _stop_ids(model: Any, tokenizer: Any, *, chats: bool) -> frozenset[int]:
         found.add(tokenizer.sep_token_id)
     found.discard(None)
     return frozenset(found or ({tokenizer.eos_token_id} - {None}))
-
-
-def _outcome(sequence: Sequence, finish: Finish, resumed: int) -> Outcome:
-    """Count: usage as the client sees it, over all attempts; units as this attempt worked."""
-    prompt, completion = len(sequence.prompt), len(sequence.generated)
-    return Outcome(
-        delta_to_wire(finish),
-        usage={"prompt_tokens": prompt, "completion_tokens": completion},
-        units=(prompt + resumed) * PREFILL_SHARE + completion - resumed,
-    )
