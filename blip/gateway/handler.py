@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import HttpVersion11, web
 
@@ -30,6 +31,8 @@ def make_handler(gateway: Gateway, operation: Operation) -> Handler:
     settings = gateway.settings
     run, body, route = operation.handler, operation.body, operation.template
     keyring = None if operation.public else gateway.keyring
+    is_form = body is not None and issubclass(body, FormRequest)
+    read: Callable[..., Awaitable[Any]] = read_form if is_form else read_body
     runs_tasks, dialect = operation.task, operation.dialect
 
     async def serve(request: web.Request) -> web.StreamResponse:
@@ -51,14 +54,8 @@ def make_handler(gateway: Gateway, operation: Operation) -> Handler:
                     exchange.options = read_options(headers, exchange.tenant, exchange.request_id)
                 if body is None:
                     response = await run(exchange)
-                elif issubclass(body, FormRequest):
-                    response = await run(
-                        exchange, await read_form(request, body, settings.body_limit)
-                    )
                 else:
-                    response = await run(
-                        exchange, await read_body(request, body, settings.body_limit)
-                    )
+                    response = await run(exchange, await read(request, body, settings.body_limit))
                 status = response.status
             except Exception as error:
                 if exchange.client_gone():

@@ -153,6 +153,16 @@ def test_a_model_larger_than_every_device_says_what_would_fit() -> None:
     assert "Not even 4 bits" in denied(broker.place(place(), G, 1.0)).details["hint"]
 
 
+def test_a_model_of_unknown_parameters_that_is_too_large_names_the_ways_out() -> None:
+    broker = scheduler()
+    join(broker, "a", advert([device(total=40)], [Model("m", ["chat"], 50 * GIB, 48 * GIB, 1)]))
+    deny = denied(broker.place(place(), G, 1.0))
+    assert deny.code == "model_too_large"
+    hint = deny.details["hint"]
+    assert "'quantization' or 'offload' to auto where that is off" in hint
+    assert hint.endswith("or add a larger device.")
+
+
 def test_what_would_fit_an_empty_device_is_not_too_large() -> None:
     broker = scheduler()
     join(broker, "a", advert([device(total=24, free=2)], [model(memory=10)]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from aiohttp import web
 from pydantic import BaseModel, Field
@@ -157,11 +157,11 @@ def _result(judged: list[tuple[str, Verdict]]) -> ModerationResult:
     )
 
 
-def _operation(handler: Any) -> Operation:
-    return Operation(
+OPERATIONS = (
+    Operation(
         "POST",
         "/v1/moderations",
-        handler,
+        create,
         "Judge texts and pictures",
         "safety",
         body=ModerationRequest,
@@ -169,7 +169,5 @@ def _operation(handler: Any) -> Operation:
         errors=TASK_FAILURES,
         task=True,
         example={"model": "guard", "input": "a kind word"},
-    )
-
-
-OPERATIONS = (_operation(create),)
+    ),
+)
