@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-
-from blip_node.runtimes.environment import WORKER_ENV
-
-os.environ.update(WORKER_ENV)
 
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil

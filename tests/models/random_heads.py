@@ -6,14 +6,9 @@ noise for whoever computes it correctly.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
-
-from blip_node.runtimes.environment import WORKER_ENV
-
-os.environ.update(WORKER_ENV)
 
 import torch
 import transformers

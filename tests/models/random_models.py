@@ -5,14 +5,9 @@ What they say is noise, but deterministic noise: whoever decodes them correctly 
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
-
-from blip_node.runtimes.environment import WORKER_ENV
-
-os.environ.update(WORKER_ENV)
 
 import torch
 import transformers

@@ -5,14 +5,9 @@ What they paint is noise, but deterministic noise, at 16 to 64 pixels a side.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from blip_node.runtimes.environment import WORKER_ENV
-
-os.environ.update(WORKER_ENV)
 
 import diffusers
 import torch

@@ -5,21 +5,17 @@ What they see is noise, but deterministic noise, in the shapes of real answers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from blip_node.runtimes.environment import WORKER_ENV
-from blip_node.runtimes.sight.loading import without_videos
-
-os.environ.update(WORKER_ENV)
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from blip_node.runtimes.sight.loading import without_videos
 
 #: Of most encoders: enough to compute something, and no more.
 _SMALL: dict[str, Any] = {

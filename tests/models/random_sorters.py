@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from blip_node.runtimes.environment import WORKER_ENV
-
-os.environ.update(WORKER_ENV)
 
 import torch
 import transformers

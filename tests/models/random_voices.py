@@ -6,14 +6,9 @@ What they say is noise, but deterministic noise, as long as the text asks for.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from blip_node.runtimes.environment import WORKER_ENV
-
-os.environ.update(WORKER_ENV)
 
 import safetensors.torch
 import sentencepiece

@@ -5,13 +5,8 @@ What it hears is noise, but always the same noise: who decodes it rightly gets t
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
-
-from blip_node.runtimes.environment import WORKER_ENV
-
-os.environ.update(WORKER_ENV)
 
 import torch
 import transformers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import threading
 import wave
 from collections.abc import Callable, Iterator
@@ -14,22 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy
 import pytest
+import torch
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from blip.errors import Cancelled
 from blip_node.runtimes import RUNTIMES, Runtime, runtime_for
 from blip_node.runtimes.base import Job, LoadSpec, Outcome
 from blip_node.runtimes.batching import BATCH_TEXTS
-from blip_node.runtimes.environment import WORKER_ENV
+from blip_node.runtimes.diffusion.steps import Between
 from blip_node.runtimes.lane import Lane
 from tests.models.jobs import RecordingJob
-
-os.environ.update(WORKER_ENV)
-
-import torch
-from torch.nn.modules.module import register_module_forward_pre_hook
-
-from blip_node.runtimes.diffusion.steps import Between
 from tests.models.random_additions import save_swin2sr
 from tests.models.random_heads import NER, NLI, SENTIMENT, make_bert, make_t5
 from tests.models.random_seeing import make_seeing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,10 @@ from blip_node.catalogue import Catalogue, Entry
 from blip_node.models import ModelSpec, describe
 from blip_node.models.means import AUTO, CHOICES, LADDER, SETTLED, Ground, Means, settle
 from blip_node.runtimes.base import LoadSpec
-from blip_node.runtimes.environment import WORKER_ENV
-from tests.models.jobs import RecordingJob, answer
-from tests.models.make_tiny_chat import ANSWERS
-
-os.environ.update(WORKER_ENV)
-
 from blip_node.runtimes.image import ImageRuntime
 from blip_node.runtimes.text import TextRuntime
+from tests.models.jobs import RecordingJob, answer
+from tests.models.make_tiny_chat import ANSWERS
 
 MODELS = Path(__file__).parents[1] / "models"
 TOY = ModelSpec("toy", str(MODELS / "toy-shapes"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import threading
 from collections import deque
@@ -14,6 +13,8 @@ from typing import Any
 
 import numpy
 import pytest
+import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,15 +30,8 @@ from blip.errors import (
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.batching import batches, take_round
 from blip_node.runtimes.embedding import EmbeddingRuntime
-from blip_node.runtimes.environment import WORKER_ENV
-from tests.models.jobs import RecordingJob
-
-os.environ.update(WORKER_ENV)
-
-import torch
-import transformers
-
 from blip_node.runtimes.pooling import POOLS, Pooling, read_pooling
+from tests.models.jobs import RecordingJob
 from tests.models.make_tiny_embed import CHECKS
 from tests.models.random_models import TINY_EMBED, make_random
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,9 @@ from typing import Any
 
 import numpy
 import pytest
+import torch
+import transformers
+from transformers.models.whisper import generation_whisper
 
 from blip.errors import (
     BlipError,
@@ -28,20 +30,12 @@ from blip.kinds.transcription import Transcript, heard_from_wire, transcript_fro
 from blip_node.audio.decode import decode
 from blip_node.models import ModelSpec, describe
 from blip_node.runtimes.base import LoadSpec
-from blip_node.runtimes.environment import WORKER_ENV
 from blip_node.runtimes.hearing.segments import Piece, cut
 from blip_node.runtimes.hearing.warp import first_frames
 from blip_node.runtimes.transcription import TranscriptionRuntime
 from tests.models.jobs import RecordingJob
-from tests.models.tones import RATE, keys_file, sound_file, tones
-
-os.environ.update(WORKER_ENV)
-
-import torch
-import transformers
-from transformers.models.whisper import generation_whisper
-
 from tests.models.random_whisper import END, FIRST_STAMP, IDS, STEP, TOKENS, WINDOW, make_whisper
+from tests.models.tones import RATE, keys_file, sound_file, tones
 
 FILE = keys_file("123 456 789 555")  # 5.2 seconds: one window of the random Whisper
 DTMF = Path(__file__).parents[1] / "models" / "tiny-dtmf"

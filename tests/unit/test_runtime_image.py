@@ -12,8 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import numpy
 import pytest
+import torch
+from diffusers.pipelines import auto_pipeline
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
@@ -28,20 +31,12 @@ from blip.errors import (
 )
 from blip.kinds.image import Step, step_from_wire
 from blip_node.models import ModelSpec, describe
-from blip_node.runtimes.base import LoadSpec
-from blip_node.runtimes.environment import WORKER_ENV
-from blip_node.runtimes.image import ImageRuntime
-from tests.models.jobs import RecordingJob
-
-os.environ.update(WORKER_ENV)
-
-import diffusers
-import torch
-from diffusers.pipelines import auto_pipeline
-
 from blip_node.models.pipeline import TEXT_TO_IMAGE
+from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.diffusion.schedulers import ALIASES, NAMES
 from blip_node.runtimes.diffusion.steps import decode, preview_steps
+from blip_node.runtimes.image import ImageRuntime
+from tests.models.jobs import RecordingJob
 from tests.models.random_pipelines import make_pipeline
 
 TOY = Path(__file__).parents[1] / "models" / "toy-shapes"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,28 +11,23 @@ from typing import Any
 
 import numpy
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngImageFile
 from pydantic import ValidationError
 
 from blip.config import Config
 from blip.errors import ContextTooLong, InvalidRequest, UnsupportedField
+from blip.kinds.image import ImageInput
 from blip_node.footprints import Footprints
 from blip_node.main import _models
 from blip_node.models import ModelSpec, additions, describe
 from blip_node.models.means import SETTLED, Means
 from blip_node.runtimes.base import LoadSpec
-from blip_node.runtimes.environment import WORKER_ENV
-from blip_node.runtimes.image import ImageRuntime
-from tests.models.jobs import RecordingJob
-
-os.environ.update(WORKER_ENV)
-
-import torch
-
-from blip.kinds.image import ImageInput
 from blip_node.runtimes.diffusion.conditioning import _Encoder, condition
 from blip_node.runtimes.diffusion.weighting import parse
+from blip_node.runtimes.image import ImageRuntime
+from tests.models.jobs import RecordingJob
 from tests.models.random_additions import (
     make_controlnet,
     make_lora,

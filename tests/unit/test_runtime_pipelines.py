@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy
 import pytest
+import torch
+import transformers
 
 from blip.errors import (
     Cancelled,
@@ -27,15 +28,8 @@ from blip_node.models.spec import ModelSpec
 from blip_node.runtimes import runtime_for
 from blip_node.runtimes.base import LoadSpec
 from blip_node.runtimes.embedding import EmbeddingRuntime
-from blip_node.runtimes.environment import WORKER_ENV
 from blip_node.runtimes.pipelines import PipelineRuntime
 from tests.models.jobs import RecordingJob
-
-os.environ.update(WORKER_ENV)
-
-import torch
-import transformers
-
 from tests.models.make_tiny_rerank import CHECKS
 from tests.models.random_heads import (
     FAMILIES,

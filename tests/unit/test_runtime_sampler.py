@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from blip.errors import RuntimeFailed
 from blip.kinds.text import TextInput
-from blip_node.runtimes.environment import WORKER_ENV
-
-os.environ.update(WORKER_ENV)
-
-import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
 from blip_node.runtimes.decoding.sampler import (
     NUCLEUS,
     Choice,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+import torch
+import transformers
+from PIL import Image
 
 from blip.errors import (
     BlipError,
@@ -25,19 +27,11 @@ from blip.kinds.vision import Guess, features_from_wire, guesses_from_wire
 from blip_node.canary import QUESTIONS
 from blip_node.models import ModelSpec, describe
 from blip_node.runtimes import LoadSpec, Runtime, runtime_for
-from blip_node.runtimes.environment import WORKER_ENV
-from tests.models.jobs import RecordingJob
-from tests.models.tones import RATE, sound_file, tones
-
-os.environ.update(WORKER_ENV)
-
-import torch
-import transformers
-from PIL import Image
-
 from blip_node.runtimes.hearing.sorting import limit_of, pieces
+from tests.models.jobs import RecordingJob
 from tests.models.random_seeing import make_seeing
 from tests.models.random_sorters import CLASSES, make_sorter
+from tests.models.tones import RATE, sound_file, tones
 from tests.unit.gateway_mesh import png
 
 SAMPLES = tones("123")[:9000]

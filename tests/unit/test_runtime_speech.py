@@ -7,7 +7,6 @@ import builtins
 import importlib.util
 import io
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,11 @@ from blip.kinds.speech import SPEECH, piece_from_wire
 from blip_node.canary import QUESTIONS
 from blip_node.models import ModelSpec, describe, prepare
 from blip_node.runtimes.base import LoadSpec, Outcome
-from blip_node.runtimes.environment import WORKER_ENV
 from blip_node.runtimes.speaking.sentences import MAX_PIECE, split
 from blip_node.runtimes.speaking.synthesizer import OPENAI, choose
 from blip_node.runtimes.speech import SpeechRuntime
 from tests.models.jobs import RecordingJob
 from tests.models.random_voices import LETTERS, RATE, make_piper, make_speecht5, make_vits
-
-os.environ.update(WORKER_ENV)
 
 TEXT = "the quick brown fox is here. and then the lazy dog comes over to it. and why not?"
 

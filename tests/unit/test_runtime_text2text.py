@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from blip.errors import Cancelled, ContextTooLong, InvalidRequest
 from blip.kinds.pipelines import results_from_wire
 from blip_node.models.snapshot import describe
 from blip_node.models.spec import ModelSpec
 from blip_node.runtimes.base import LoadSpec
-from blip_node.runtimes.environment import WORKER_ENV
 from blip_node.runtimes.text2text import Text2TextRuntime
 from tests.models.jobs import RecordingJob
-
-os.environ.update(WORKER_ENV)
-
-import transformers
-
 from tests.models.random_heads import make_nllb, make_t5
 
 KIND = "text2text-generation"

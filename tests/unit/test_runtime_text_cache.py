@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
-from blip_node.runtimes.environment import WORKER_ENV
-
-os.environ.update(WORKER_ENV)
-
-import torch
 from torch import Tensor
 
 from blip_node.runtimes.decoding.pool import Pools, Row, load, save

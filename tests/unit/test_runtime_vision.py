@@ -6,13 +6,13 @@ import asyncio
 import base64
 import io
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
@@ -34,17 +34,11 @@ from blip_node.catalogue import Entry
 from blip_node.models import ModelSpec, describe
 from blip_node.models.abilities import sees
 from blip_node.runtimes import LoadSpec, Runtime, runtime_for
-from blip_node.runtimes.environment import WORKER_ENV
 from blip_node.runtimes.text import TextRuntime
 from blip_node.runtimes.vision import VisionRuntime
 from blip_node.runtimes.vision_text import VisionTextRuntime
 from blip_node.upstreams.requests import text_request
 from tests.models.jobs import RecordingJob, answer
-
-os.environ.update(WORKER_ENV)
-
-import torch
-
 from tests.models.make_toy_shapes import Scene, draw
 from tests.models.random_models import TINY_CHAT
 from tests.models.random_seeing import make_seeing

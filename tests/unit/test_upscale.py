@@ -28,15 +28,11 @@ from blip_node.canary import QUESTIONS
 from blip_node.catalogue import Entry
 from blip_node.models import ModelSpec, describe
 from blip_node.runtimes.base import LoadSpec
-from blip_node.runtimes.environment import WORKER_ENV
 from blip_node.runtimes.upscale import UpscaleRuntime
 from blip_node.runtimes.upscaling.tiles import OVERLAP, TILE, Canvas, ramp, spans
 from tests.models.jobs import RecordingJob
-from tests.unit.gateway_mesh import KINDS_BY_MODEL, MemoryMesh, failing, mesh, png, served
-
-os.environ.update(WORKER_ENV)
-
 from tests.models.random_additions import save_swin2sr
+from tests.unit.gateway_mesh import KINDS_BY_MODEL, MemoryMesh, failing, mesh, png, served
 
 # --- tiles ----------------------------------------------------------------------------------
 

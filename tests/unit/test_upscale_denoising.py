@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import aiohttp
 import numpy
 import pytest
+import torch
 from PIL import Image
 
 from blip.cli import main
@@ -23,17 +23,11 @@ from blip.kinds.image import step_from_wire
 from blip.kinds.upscale import TYPICAL_STEPS, UpscaleInput
 from blip_node.models import ModelSpec, describe
 from blip_node.runtimes import LoadSpec
-from blip_node.runtimes.environment import WORKER_ENV
 from blip_node.runtimes.upscale import UpscaleRuntime
 from tests.models.jobs import RecordingJob
-from tests.unit.gateway_mesh import MemoryMesh, mesh, png, served
-
-os.environ.update(WORKER_ENV)
-
-import torch
-
 from tests.models.random_additions import save_swin2sr
 from tests.models.random_upscalers import by_latents, by_pixels, make_upscaler
+from tests.unit.gateway_mesh import MemoryMesh, mesh, png, served
 
 ASKED: dict[str, Any] = {"prompt": "a red heart", "steps": 3, "seed": 5}
 
